@@ -1,0 +1,195 @@
+"""The next runtime in the chain: find it, become it, run it, ask it.
+
+Normally nvidia-container-runtime, which calls runc or crun in turn; nothing here depends on which.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+from grit_runtime.argv import Call
+from grit_runtime.checks import refuse
+from grit_runtime.settings import Settings
+
+if TYPE_CHECKING:
+    import subprocess
+
+ASK_TIMEOUT = 60.0  # s, for questions that the next runtime answers in some milliseconds
+
+
+class State(NamedTuple):
+    """What `state` answers (OCI runtime specification, "State"). `pid` is 0 where there is no process."""
+
+    id: str
+    pid: int
+    status: str
+    bundle: str
+    annotations: dict[str, str]
+
+
+class Flavour(NamedTuple):
+    """The low-level runtime at the chain's end: "runc", "crun" or "unknown", and its version, like (1, 3, 6)."""
+
+    name: str
+    version: tuple[int, ...]
+
+
+class Outcome(NamedTuple):
+    """How a run of the next runtime ended: exit code (128 + N for signal N), and stderr if asked for."""
+
+    code: int
+    errors: str
+
+
+def next_runtime(settings: Settings) -> str:
+    """The next runtime's absolute path. Refuses `next-runtime-missing` and `next-runtime-is-us`."""
+    wanted = settings.runtime.next
+    if "/" in wanted:
+        places = [wanted]
+    else:
+        places = [os.path.join(folder, wanted) for folder in os.get_exec_path() if os.path.isabs(folder)]
+    for path in places:
+        if os.path.isabs(path) and os.path.isfile(path) and os.access(path, os.X_OK):
+            if os.path.basename(os.path.realpath(path)) == "grit-runtime":
+                raise refuse("next-runtime-is-us", path=path)
+            return path
+    raise refuse("next-runtime-missing", path=wanted)
+
+
+def execute(runtime: str, argv: Sequence[str]) -> NoReturn:
+    """Become `runtime` with the arguments `argv`; what Python did to the process at its start is undone first."""
+    import signal
+
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # pylifecycle.c ignores both at start
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    if "LC_CTYPE" in os.environ and not _came_with("LC_CTYPE"):
+        os.unsetenv("LC_CTYPE")  # PEP 538 sets it in the C locale
+    try:
+        os.execv(runtime, [runtime, *argv])
+    except OSError as error:
+        raise refuse("next-runtime-broken", path=runtime, error=error.strerror) from error
+
+
+def run(
+    runtime: str,
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    pass_fds: Collection[int] = (),
+    stdin: int | None = None,
+    stdout: int | None = None,
+    capture: bool = False,
+    new_session: bool = False,
+) -> Outcome:
+    """Run `runtime` with the arguments `argv` and wait for its end, however long that takes.
+
+    It gets every inheritable descriptor that we have and those in `pass_fds`. With `capture`, what it writes to stderr
+    goes to our stderr as it comes, and is in the outcome too (its last 64 KiB). Never capture when a container gets
+    these streams, as `restore --detach` has it: the container would go on writing to a pipe that nobody reads.
+    """
+    import subprocess
+
+    closed = [fd for fd in pass_fds if not os.get_inheritable(fd)]
+    for fd in closed:
+        os.set_inheritable(fd, True)
+    try:
+        process = subprocess.Popen(
+            [runtime, *argv],
+            env=env,
+            cwd=cwd,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=subprocess.PIPE if capture else None,
+            close_fds=False,
+            start_new_session=new_session,
+        )
+    except OSError as error:
+        raise refuse("next-runtime-broken", path=runtime, error=error.strerror) from error
+    finally:
+        for fd in closed:
+            os.set_inheritable(fd, False)
+    with process:
+        errors = _tee(process.stderr.fileno()) if process.stderr else ""
+        code = process.wait()
+    return Outcome(code if code >= 0 else 128 - code, errors)
+
+
+def ask_state(runtime: str, call: Call) -> State:
+    """The state of the container that `call` names. Refuses `container-unknown`, `next-runtime-answer`."""
+    import json
+    import subprocess
+
+    options = ["--root", call.root] if call.root is not None else []
+    answer = _ask(runtime, [*options, "state", call.id])
+    if answer.returncode != 0:
+        error = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise refuse("container-unknown", id=call.id, error=error) from subprocess.CalledProcessError(
+            answer.returncode, answer.args
+        )
+    try:
+        said = json.loads(answer.stdout)
+        annotations = said.get("annotations") or {}
+        return State(
+            id=str(said["id"]),
+            pid=int(said.get("pid") or 0),
+            status=str(said["status"]),
+            bundle=str(said["bundle"]),
+            annotations={str(key): str(value) for key, value in annotations.items()},
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise refuse("next-runtime-answer", path=runtime, question="state") from error
+
+
+def flavour(runtime: str) -> Flavour:
+    """Which low-level runtime answers at the chain's end. nvidia-container-runtime hands `--version` on to it."""
+    import re
+
+    answer = _ask(runtime, ["--version"])
+    match = re.search(r"^(runc|crun) version ([0-9]+(?:\.[0-9]+)*)", answer.stdout, re.MULTILINE)
+    if match is None:
+        return Flavour("unknown", ())
+    return Flavour(match[1], tuple(int(part) for part in match[2].split(".")))
+
+
+def _ask(runtime: str, argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    import subprocess
+
+    try:
+        return subprocess.run(
+            [runtime, *argv],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=ASK_TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise refuse("next-runtime-silent", path=runtime, question=argv[-1], seconds=int(ASK_TIMEOUT)) from error
+    except OSError as error:
+        raise refuse("next-runtime-broken", path=runtime, error=error.strerror) from error
+
+
+def _tee(source: int, keep: int = 1 << 16) -> str:
+    """Copy `source` to our stderr until its end; its last `keep` bytes as text."""
+    kept = b""
+    while data := os.read(source, 1 << 14):
+        kept = (kept + data)[-keep:]
+        try:
+            os.write(2, data)
+        except OSError:
+            pass  # our caller closed its end; the run goes on
+    return kept.decode("utf-8", "replace")
+
+
+def _came_with(name: str) -> bool:
+    """Whether our own caller gave us the environment variable `name`."""
+    try:
+        with open("/proc/self/environ", "rb") as file:
+            return any(entry.startswith(name.encode() + b"=") for entry in file.read().split(b"\0"))
+    except OSError:
+        return True
