@@ -1,0 +1,111 @@
+"""In the foreground: `restore` without --detach, and `run` of a spec that names a checkpoint.
+
+The container is restored detached and becomes our child; we pass signals and the terminal on, exit with its code, and
+delete it, as the runtime does when a person runs it at a shell.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable
+from types import FrameType
+
+from grit_runtime import argv, chain
+from grit_runtime import spec as specs
+from grit_runtime.argv import Call
+from grit_runtime.checks import refuse
+from grit_runtime.settings import Settings
+
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
+
+
+def restore(call: Call, settings: Settings) -> int:
+    """`restore` of a person at a shell."""
+    from grit_runtime.commands import restore as detached
+
+    return _foreground(call, settings, lambda wanted: detached.run(wanted, settings))
+
+
+def run(call: Call, settings: Settings) -> int:
+    """`run`: `create`, which restores, and `start`."""
+    from grit_runtime.commands import create, start
+
+    def begin(wanted: Call) -> int:
+        words = wanted.rebuilt(subcommand="create", remove={"--detach", "--keep", "--no-subreaper"})
+        code = create.run(argv.parse(words), settings)
+        return code or start.run(argv.parse([*wanted.options, "start", wanted.id]), settings)
+
+    if call.flag("--detach"):
+        return begin(call)
+    return _foreground(call, settings, begin)
+
+
+def _foreground(call: Call, settings: Settings, begin: Callable[[Call], int]) -> int:
+    import prctl
+
+    runtime = chain.next_runtime(settings)
+    prctl.set_child_subreaper(True)
+    folder = tempfile.mkdtemp(prefix="grit-")
+    code = 1
+    try:
+        pid_file = call.option("--pid-file") or folder + "/pid"
+        wanted = argv.parse(call.rebuilt(remove={"--detach"}, add=["--detach"], replace={"--pid-file": pid_file}))
+        terminal = None
+        if _wants_terminal(call):
+            from grit_runtime.terminal import Terminal
+
+            terminal = Terminal(folder)
+            wanted = argv.parse(wanted.rebuilt(replace={"--console-socket": terminal.path}))
+        code = begin(wanted)
+        if code == 0:
+            with open(pid_file) as file:
+                pid = int(file.read())
+            if terminal:
+                terminal.serve()
+            try:
+                code = _wait(pid)
+            finally:
+                if terminal:
+                    terminal.close()
+                if not call.flag("--keep"):
+                    subprocess.run([runtime, *call.options, "delete", "--force", call.id], check=False,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return code
+
+
+def _wants_terminal(call: Call) -> bool:
+    spec = specs.read(os.path.abspath(call.option("--bundle") or "."))
+    wants = bool((spec.get("process") or {}).get("terminal")) and not call.option("--console-socket")
+    if wants and not os.isatty(0):
+        raise refuse("terminal-needs-console", id=call.id)
+    return wants
+
+
+def _wait(pid: int) -> int:
+    """The exit code of our adopted child `pid`, 128 + N for signal N; signals that we get are passed on to it."""
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            pass
+
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    try:
+        while True:
+            try:
+                one, status = os.waitpid(-1, 0)
+            except ChildProcessError:
+                raise refuse("container-lost", pid=pid) from None
+            if one == pid:
+                code = os.waitstatus_to_exitcode(status)
+                return code if code >= 0 else 128 - code
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,42 @@
+"""grit-runtime checkpoint: freeze a container into files, whatever it holds."""
+
+from __future__ import annotations
+
+from grit_runtime import chain, container, journal
+from grit_runtime.argv import Call
+from grit_runtime.dump import Dump
+from grit_runtime.recording import recording
+from grit_runtime.settings import Settings
+
+
+def run(call: Call, settings: Settings) -> int:
+    """The story of a checkpoint. After a failure at any step the container runs on exactly as it was."""
+    runtime = chain.next_runtime(settings)
+    if not call.id or call.flag("--help") or call.flag("--pre-dump"):
+        # A pre-dump writes memory pages alone and lets the container run: there is nothing for us to take away.
+        chain.execute(runtime, call.rebuilt())
+    name = "checkpoint-" + container.key(call.root or "", call.id)
+    with (
+        recording("dump", call.id, settings) as record,
+        container.locked(call.root or "", call.id),
+        journal.operation(name) as undo,
+    ):
+        dump = Dump(call, settings, runtime, undo, record)
+        with record.phase("look"):
+            dump.look()
+            dump.open_images()
+        try:
+            with record.phase("suspend"):
+                dump.suspend_gpu()
+            with record.phase("frozen"):
+                dump.freeze()
+                dump.detach()
+                with record.phase("criu"):
+                    dump.criu()
+                dump.let_go()
+            with record.phase("manifest"):
+                dump.write_manifest()
+        except BaseException:
+            dump.discard()
+            raise
+    return 0

@@ -1,0 +1,67 @@
+"""One container as the next runtime knows it, and what we keep about it below /run/grit-runtime."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from grit_runtime.checks import refuse
+from grit_runtime.journal import RUN
+
+DEFAULT_ROOT = "/run/runc"
+
+
+def key(root: str, id: str) -> str:
+    """A file name for the container `id` under the next runtime's state folder `root`; the entry makes the same one."""
+    return f"{(root or DEFAULT_ROOT).replace('/', '_')}@{id.replace('/', '_')}"
+
+
+def held_path(root: str, id: str) -> str:
+    """The marker of a container that was restored on `create` and waits for its `start`."""
+    return f"{RUN}/held/{key(root, id)}"
+
+
+def hold(root: str, id: str, facts: dict[str, Any]) -> None:
+    """Mark the container as held, with what `start` will need."""
+    path = held_path(root, id)
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    with open(path + ".new", "w") as file:
+        json.dump(facts, file)
+    os.rename(path + ".new", path)
+
+
+def held(root: str, id: str) -> dict[str, Any] | None:
+    """What `hold` wrote, or None."""
+    try:
+        with open(held_path(root, id)) as file:
+            facts: dict[str, Any] = json.load(file)
+            return facts
+    except FileNotFoundError:
+        return None
+
+
+def release(root: str, id: str) -> None:
+    """The container isn't held any more."""
+    try:
+        os.unlink(held_path(root, id))
+    except FileNotFoundError:
+        pass
+
+
+@contextmanager
+def locked(root: str, id: str) -> Iterator[None]:
+    """One operation at a time on a container; refuses `container-busy` at once when another has it."""
+    os.makedirs(f"{RUN}/lock", mode=0o700, exist_ok=True)
+    fd = os.open(f"{RUN}/lock/{key(root, id)}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise refuse("container-busy", id=id) from None
+        yield
+    finally:
+        os.close(fd)

@@ -1,0 +1,220 @@
+"""The steps of a checkpoint. commands/checkpoint.py tells them in order; each has its undo in the journal."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from grit_runtime import cgroup, chain, files, gpu, layer, look, manifest, mounts, stages, watches
+from grit_runtime import spec as specs
+from grit_runtime.argv import Call
+from grit_runtime.checks import refuse
+from grit_runtime.criu import config, features, log
+from grit_runtime.journal import Journal
+from grit_runtime.recording import Recording
+from grit_runtime.settings import Settings
+
+if TYPE_CHECKING:
+    from grit_runtime.watches import Record
+
+LAYER, SHM = "rootfs-diff.tar", "shm.tar"
+
+
+class Dump:
+    """A container that is being dumped. What the steps find out stands in attributes, in the order in which it is known."""
+
+    def __init__(self, call: Call, settings: Settings, runtime: str, journal: Journal, record: Recording) -> None:
+        self.call, self.settings, self.runtime = call, settings, runtime
+        self.journal, self.record = journal, record
+        self.images = os.path.abspath(call.option("--image-path") or "checkpoint")
+        # Without the option runc puts its log into the image folder, crun into the current one.
+        self.work = os.path.abspath(call.option("--work-path") or self.images)
+        self.leave_running = call.flag("--leave-running")
+        self.frozen_step = 0
+
+    def look(self) -> None:
+        """Find out what the container is made of and what CRIU must be told; refuse what can't work."""
+        self.flavour = chain.flavour(self.runtime)
+        self.state = chain.ask_state(self.runtime, self.call)
+        if self.state.status not in ("running", "paused"):
+            raise refuse("container-not-running", id=self.state.id, status=self.state.status)
+        self.spec = specs.read(self.state.bundle)
+        self.group = cgroup.of(self.state.pid)
+        self.pids = cgroup.processes(self.group)
+        self.paused = cgroup.frozen(self.group)
+        self.mountinfo = mounts.read(self.state.pid)
+        self._look_at_processes()
+        self.watches: Record = watches.from_links(self.seen.links)
+        watches.resolve(self.watches, self.state.pid)
+        self.overlay = layer.overlay(self.mountinfo) if self.settings.checkpoint.rw_layer else None
+        self.shm = layer.shm_of(self.mountinfo) if self.settings.checkpoint.shm else None
+        self.fingerprints = self._fingerprints()
+
+    def _look_at_processes(self) -> None:
+        self.seen = look.look(self.pids, spec=self.spec, init=self.state.pid)
+        look.refuse_what_fails(self.seen, self.settings)
+        self.needs = look.needs(self.seen, self.spec)
+
+    def _fingerprints(self) -> dict[str, str]:
+        root = os.open(f"/proc/{self.state.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return files.fingerprints(root, files.mapped(self.pids))
+        finally:
+            os.close(root)
+
+    def open_images(self) -> None:
+        """Make the image folder, or find out now that it can't be."""
+        try:
+            os.makedirs(self.images, mode=0o700, exist_ok=True)
+            os.makedirs(self.work, mode=0o700, exist_ok=True)
+            probe = f"{self.images}/{manifest.NAME}.new"
+            os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+            os.unlink(probe)
+        except OSError as error:
+            raise refuse("images-unwritable", path=self.images, error=error.strerror) from None
+        if os.path.lexists(f"{self.images}/{manifest.NAME}"):
+            os.unlink(f"{self.images}/{manifest.NAME}")  # until this dump is done, the folder is no checkpoint
+
+    def suspend_gpu(self) -> None:
+        """Move the GPU's memory into the processes. CUDA can't do that in a frozen container: a paused one is thawed."""
+        self.gpu: dict[str, Any] = {}
+        self.suspension = gpu.plan(self.settings.cuda, self.pids, self.seen.links, self.spec, self.group)
+        if not self.suspension.holders:
+            return
+        if self.paused:
+            self.journal.add("freeze", path=self.group.path, version=self.group.version)
+            cgroup.thaw(self.group)
+        self.gpu = self.suspension.suspend(self.journal)
+        self.record.content["bytes"]["gpu"] = self.suspension.bytes
+
+    def freeze(self) -> None:
+        """Stop every task, unless the caller has: from here to the end of CRIU's work the container stands still."""
+        if not self.paused or self.suspension.holders:
+            self.frozen_step = self.journal.add("thaw", path=self.group.path, version=self.group.version)
+            cgroup.freeze(self.group)
+        now = cgroup.processes(self.group)
+        if now != self.pids or not self.paused:
+            self.pids = now
+            self._look_at_processes()
+        self.watches = watches.settle(self.watches, self.seen.links, self.state.pid)
+        if self.suspension.holders:
+            gpu.prove_absent(self.pids)
+
+    def detach(self) -> None:
+        """Take the file watches away that CRIU can't dump."""
+        if watches.empty(self.watches):
+            return
+        self.journal.add("reattach", record=watches.to_json(self.watches), path=self.group.path,
+                         version=self.group.version)  # fmt: skip
+        watches.detach(self.watches)
+
+    def criu(self) -> None:
+        """Have the next runtime dump the container; CRIU gets what `look` found in a configuration of its own."""
+        path = self.journal.folder + "/criu.conf"
+        externals = mounts.dump_externals(self.mountinfo, self.spec)
+        with open(path, "w") as file:
+            file.write(config.text(self._options(externals)))
+        self.externals = externals
+        ended = stages.run(
+            [self.runtime, *self.call.rebuilt(add=self._switches())],
+            self.journal,
+            {"post-dump": self._save_layer},
+            environment={**os.environ, "CRIU_CONFIG_FILE": path},
+            keep_stderr=True,
+            timeout=self.settings.checkpoint.timeout,
+        )
+        found = [p for p in (f"{self.work}/dump.log", f"{self.images}/dump.log") if os.path.exists(p)]
+        self.record.logs += found[:1]
+        if ended.error:
+            raise ended.error
+        if ended.code != 0:
+            cause = log.summary(found[0]) if found else ""
+            last = ended.stderr.strip().splitlines()[-1:] or [f"exit code {ended.code}"]
+            kept = self.record.keep()
+            raise refuse("dump-failed", id=self.state.id, error=cause or last[0], log=kept or self.work)
+
+    def _options(self, externals: list[tuple[str, str]]) -> config.Options:
+        needs = self.needs
+        options: list[tuple[str, str | None]] = [
+            ("action-script", stages.SCRIPT),
+            ("ghost-limit", str(max(self.settings.checkpoint.ghost_limit, needs.ghost_limit))),
+            ("link-remap", None),
+            ("network-lock", features.network_lock(self.settings.checkpoint.network_lock)),
+        ]
+        options += [("external", f"mnt[{key}]:{value}") for key, value in externals]
+        options += [("external", f"file[{mount:x}:{inode:x}]") for mount, inode, _ in needs.external_files]
+        if self.suspension.holders:
+            options.append(("libdir", "/nonexistent"))  # CRIU's own CUDA plugin must not act a second time
+        return config.Options(tuple(options))
+
+    def _switches(self) -> list[str]:
+        """Options of the next runtime, which would otherwise tell CRIU their defaults over our configuration file."""
+        call, needs = self.call, self.needs
+        words = [("--tcp-established", needs.tcp_established), ("--ext-unix-sk", needs.ext_unix_sk),
+                 ("--file-locks", needs.file_locks), ("--shell-job", needs.shell_job)]  # fmt: skip
+        found = [word for word, needed in words if needed and not call.flag(word)]
+        if self.flavour.name == "runc" and self.flavour.version >= (1, 3) and not call.flag("--link-remap"):
+            found.append("--link-remap")
+        if self.flavour >= ("runc", (1, 2)) and not call.option("--manage-cgroups-mode"):
+            found += ["--manage-cgroups-mode", "ignore"]
+        return found
+
+    def _save_layer(self, _pid: int) -> None:
+        """CRIU is done and holds the tasks still; only now are all its link_remap files in the rw layer."""
+        root = f"/proc/{self.state.pid}/root"
+        with self.record.phase("layer"):
+            if self.overlay:
+                saved = layer.save(self.overlay, root, f"{self.images}/{LAYER}")
+                self.record.content["bytes"]["layer"] = saved.bytes
+            if self.shm:
+                layer.save_shm(root, f"{self.images}/{SHM}")
+
+    def write_manifest(self) -> None:
+        """Say what this checkpoint is: the last step, so that images without it are none."""
+        if self.suspension.holders:
+            gpu.prove_in_images(self.images, self.suspension.bytes)
+        names = [n for n in os.listdir(self.images) if os.path.isfile(f"{self.images}/{n}") and n not in ("dump.log",)]
+        sums = manifest.sums(self.images, names)
+        self.record.content["bytes"]["images"] = sum(facts["size"] for facts in sums.values())
+        manifest.write(self.images, {
+            "created": self.record.content["started"],
+            "node": {**manifest.node(), "criu": features.version(), "runtime": self.flavour.name},
+            "container": {"id": self.state.id, "name": specs.container_name(self.spec), "hostname": self._hostname(),
+                          "annotations": self.spec.get("annotations", {}), "layer": bool(self.overlay),
+                          "shm": bool(self.shm), "terminal": bool(self.spec.get("process", {}).get("terminal"))},
+            "files": sums,
+            "mounts": mounts.describe(self.mountinfo, self.spec),
+            "externals": self.externals,
+            "external_files": [[f"{mount:x}:{inode:x}", fd] for mount, inode, fd in self.needs.external_files],
+            "watches": watches.to_json(self.watches),
+            "fingerprints": self.fingerprints,
+            "gpu": self.suspension.description,
+        })  # fmt: skip
+        self._move_layer()
+
+    def _hostname(self) -> str:
+        return str(self.spec.get("hostname", ""))
+
+    def _move_layer(self) -> None:
+        """In a folder laid out as GRIT and checkpointctl do (CONTAINER/checkpoint) the layer stands beside the images."""
+        home, last = os.path.split(self.images)
+        if last == "checkpoint" and os.path.basename(home) in (self.state.id, specs.container_name(self.spec)):
+            for name in (LAYER, SHM):
+                if os.path.exists(f"{self.images}/{name}"):
+                    os.replace(f"{self.images}/{name}", f"{home}/{name}")
+
+    def let_go(self) -> None:
+        """Put everything back at once if the container lives on; if it is gone there is nothing to put back."""
+        ours = ("thaw", "freeze", "reattach", "resume-gpu", "lower-limit", "huge-pages")
+        for step, undo in sorted(self.journal.open.items(), reverse=True):
+            if undo in ours and (self.leave_running or undo == "huge-pages"):
+                self.journal.undo(step)
+            elif undo in ours:
+                self.journal.forget(step)
+
+    def discard(self) -> None:
+        """After a failed dump: what CRIU wrote is no checkpoint and may be as large as the container's memory."""
+        for name in os.listdir(self.images) if os.path.isdir(self.images) else []:
+            if name.endswith(".img") or name in (LAYER, SHM, "descriptors.json"):
+                os.unlink(f"{self.images}/{name}")
+

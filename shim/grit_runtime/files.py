@@ -1,0 +1,72 @@
+"""Fingerprints of files that a checkpoint needs to find again: CRIU compares their size and mode, not their content.
+
+A small file's fingerprint covers every byte. A larger one (a driver's library has a gigabyte) is known by its size, its
+ELF build ID where it has one, its first and last mebibyte and 64 pages between them: another version of a library
+differs in these; an edit made to deceive may not, and wouldn't need to come through a checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterable
+
+WHOLE = 8 << 20
+EDGE = 1 << 20
+SAMPLES, PAGE = 64, 4096
+
+
+def fingerprint(fd: int) -> str | None:
+    """`SIZE:SHA256` of an open regular file, None for anything else."""
+    facts = os.fstat(fd)
+    if not stat.S_ISREG(facts.st_mode):
+        return None
+    digest = hashlib.sha256()
+    size = facts.st_size
+    if size <= WHOLE:
+        position = 0
+        while part := os.pread(fd, EDGE, position):
+            digest.update(part)
+            position += len(part)
+    else:
+        step = (size - 2 * EDGE) // SAMPLES
+        digest.update(os.pread(fd, EDGE, 0))  # the ELF header and, as linkers lay it out, the build ID's note
+        for number in range(SAMPLES):
+            digest.update(os.pread(fd, PAGE, EDGE + number * step))
+        digest.update(os.pread(fd, EDGE, size - EDGE))
+    return f"{size}:{digest.hexdigest()}"
+
+
+def mapped(pids: Iterable[int]) -> list[str]:
+    """Paths, as the container sees them, of the files that its processes have mapped, each once, without deleted ones."""
+    found: dict[str, None] = {}
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/maps", errors="surrogateescape") as lines:
+                for line in lines:
+                    at = line.find("/", 49)  # past the address, permissions, offset, device and inode
+                    if at > 0 and not line.endswith(" (deleted)\n"):
+                        found[line[at:-1].replace("\\012", "\n")] = None
+        except OSError:
+            continue
+    return [path for path in found if not path.startswith(("/dev/", "/memfd:", "/SYSV", "/proc/"))]
+
+
+def fingerprints(root_fd: int, paths: Iterable[str]) -> dict[str, str]:
+    """Fingerprints of files beneath an open root folder; those that aren't there or aren't regular are left out."""
+    from grit_runtime.beneath import open_in_root
+
+    found = {}
+    for path in paths:
+        try:
+            fd = open_in_root(root_fd, path, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError:
+            continue
+        try:
+            value = fingerprint(fd)
+        finally:
+            os.close(fd)
+        if value:
+            found[path] = value
+    return found

@@ -1,0 +1,108 @@
+"""What the live spec and the live namespaces say, which a restore obeys whatever the images hold."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from grit_runtime.beneath import open_in_root
+
+
+class Namespaces(NamedTuple):
+    """The spec's namespaces by type: path of the one to join, or "" for a new one. What isn't there is the host's."""
+
+    paths: dict[str, str]
+
+    def own(self, kind: str) -> bool:
+        """Whether the container gets a new namespace of this kind."""
+        return self.paths.get(kind) == ""
+
+    def joined(self, kind: str) -> bool:
+        """Whether it joins one that somebody else made: a pod's, usually."""
+        return bool(self.paths.get(kind))
+
+
+def namespaces(spec: dict[str, Any]) -> Namespaces:
+    """The namespaces that `spec` asks for (OCI runtime spec, linux.namespaces)."""
+    entries = (spec.get("linux") or {}).get("namespaces") or []
+    return Namespaces({entry["type"]: entry.get("path") or "" for entry in entries})
+
+
+def hostname(spec: dict[str, Any]) -> str | None:
+    """The hostname that the container is to have; None when the spec has no say in it."""
+    known = namespaces(spec)
+    if known.joined("uts"):
+        return _hostname_in(known.paths["uts"])
+    if known.own("uts"):
+        return spec.get("hostname") or None
+    return os.uname().nodename
+
+
+def _hostname_in(path: str) -> str:
+    """The nodename in the uts namespace that `path` names. A child asks, for setns(2) is for the whole thread."""
+    from grit_runtime.network import set_namespace
+
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            set_namespace(fd, 0)
+            os.write(write, os.uname().nodename.encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    os.close(fd)
+    with os.fdopen(read, "rb") as file:
+        name = file.read().decode()
+    os.waitpid(child, 0)
+    if not name:
+        raise OSError(f"can't enter the uts namespace {path}")
+    return name
+
+
+def devices(pid: int, spec: dict[str, Any]) -> list[str]:
+    """Give the container's /dev the device files of the live spec with this node's numbers; returns those that changed.
+
+    The images' /dev is a tmpfs with the other node's numbers in it. Paths are opened as the container would.
+    """
+    root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return [entry["path"] for entry in wanted_devices(spec) if _device(root, entry)]
+    finally:
+        os.close(root)
+
+
+def wanted_devices(spec: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    """Character and block devices of the spec that aren't also the destination of a bind mount."""
+    binds = {mount.get("destination") for mount in spec.get("mounts") or []}
+    for entry in (spec.get("linux") or {}).get("devices") or []:
+        if entry.get("type") in ("c", "u", "b") and entry["path"] not in binds:
+            yield entry
+
+
+def _device(root: int, entry: dict[str, Any]) -> bool:
+    folder, name = os.path.split(entry["path"])
+    kind = stat.S_IFBLK if entry["type"] == "b" else stat.S_IFCHR
+    number = os.makedev(entry["major"], entry["minor"])
+    try:
+        parent = open_in_root(root, folder, os.O_PATH | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return False
+    try:
+        try:
+            seen = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            if stat.S_IFMT(seen.st_mode) == kind and seen.st_rdev == number:
+                return False
+            os.unlink(name, dir_fd=parent)
+        except FileNotFoundError:
+            pass
+        os.mknod(name, kind, number, dir_fd=parent)
+        mode = entry.get("fileMode")
+        os.chown(name, entry.get("uid") or 0, entry.get("gid") or 0, dir_fd=parent, follow_symlinks=False)
+        os.chmod(f"/proc/self/fd/{parent}/{name}", 0o666 if mode is None else mode)
+        return True
+    finally:
+        os.close(parent)

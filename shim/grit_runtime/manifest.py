@@ -1,0 +1,151 @@
+"""grit.json: what a checkpoint says of itself and of the node it came from.
+
+It is written last and by rename, so images without it are not a checkpoint. On a restore it is untrusted input: it gives
+values to compare with this node's and keys to look up, never a path to mount or a thing to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import stat
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from grit_runtime import VERSION
+from grit_runtime.checks import refuse
+
+NAME = "grit.json"
+FORMAT = 1
+PIECE = 64 << 20
+LIMIT = 64 << 20  # a manifest larger than this isn't one
+
+
+def node() -> dict[str, str]:
+    """What of this node a restore elsewhere depends on; versions of programs are added by the caller."""
+    return {
+        "hostname": platform.node(),
+        "kernel": platform.release(),
+        "arch": platform.machine(),
+        "cpu": " ".join(sorted(cpu_flags())),
+    }
+
+
+def cpu_flags(path: str = "/proc/cpuinfo") -> set[str]:
+    """Feature flags of the first processor (`flags` on x86, `Features` on arm64)."""
+    with open(path) as lines:
+        for line in lines:
+            name, _, value = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                return set(value.split())
+    return set()
+
+
+def write(folder: str, content: dict[str, Any]) -> None:
+    """Write the manifest of the images in `folder`, on disk when this returns."""
+    value = {"format": FORMAT, "grit_runtime": VERSION, **content}
+    path = f"{folder}/{NAME}"
+    fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(path + ".new", path)
+
+
+def read(folder: str) -> dict[str, Any]:
+    """The manifest in `folder`. Refuses `manifest-missing`, `manifest-future`, `manifest-broken`."""
+    path = f"{folder}/{NAME}"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise refuse("manifest-missing", path=folder) from None
+    except OSError as error:
+        raise refuse("manifest-broken", path=path, error=error.strerror) from None
+    with os.fdopen(fd, "rb") as file:
+        facts = os.fstat(fd)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > LIMIT:
+            raise refuse("manifest-broken", path=path, error="not a file of a sensible size")
+        return parse(file.read(), path)
+
+
+def parse(data: bytes, path: str) -> dict[str, Any]:
+    """The manifest's text as a dict whose parts have the types that the rest of us relies on."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise refuse("manifest-broken", path=path, error=error) from None
+    if not isinstance(value, dict) or not isinstance(value.get("format"), int):
+        raise refuse("manifest-broken", path=path, error="no format number")
+    if value["format"] > FORMAT:
+        raise refuse("manifest-future", path=path, format=value["format"], known=FORMAT)
+    for name, kind in SHAPE.items():
+        if not isinstance(value.get(name), kind):
+            raise refuse("manifest-broken", path=path, error=f"{name} is missing or of another type")
+    for name in ("kernel", "arch", "cpu", "criu", "runtime"):
+        if not isinstance(value["node"].get(name), str):
+            raise refuse("manifest-broken", path=path, error=f"node.{name} is missing or of another type")
+    return value
+
+
+SHAPE: dict[str, type] = {"node": dict, "container": dict, "files": dict, "mounts": list, "watches": dict,
+                          "fingerprints": dict, "gpu": dict}  # fmt: skip
+
+
+def sums(folder: str, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Sizes and hashes of the files `names` in `folder`: name to {"size": bytes, "pieces": [SHA-256 of each 64 MiB]}.
+
+    All cores hash; hashlib lets go of the interpreter's lock.
+    """
+    work = []
+    found: dict[str, dict[str, Any]] = {}
+    with ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 2)) as pool:
+        for name in sorted(names):
+            size = os.stat(f"{folder}/{name}", follow_symlinks=False).st_size
+            pieces = [pool.submit(_hash, f"{folder}/{name}", at) for at in range(0, max(size, 1), PIECE)]
+            work.append((name, size, pieces))
+        for name, size, pieces in work:
+            found[name] = {"size": size, "pieces": [piece.result() for piece in pieces]}
+    return found
+
+
+def differences(folder: str, files: dict[str, Any], *, content: bool) -> list[tuple[str, str]]:
+    """What of the manifest's `files` is otherwise in `folder`: (name, "missing"|"size"|"content"|"name")."""
+    found, same = [], []
+    for name, facts in files.items():
+        if "/" in name or name in ("", ".", "..") or not isinstance(facts, dict):
+            found.append((name, "name"))
+            continue
+        try:
+            seen = os.stat(f"{folder}/{name}", follow_symlinks=False)
+        except OSError:
+            found.append((name, "missing"))
+            continue
+        if not stat.S_ISREG(seen.st_mode):
+            found.append((name, "name"))
+        elif seen.st_size != facts.get("size"):
+            found.append((name, "size"))
+        else:
+            same.append(name)
+    if content:
+        live = sums(folder, same)
+        found += [(name, "content") for name in same if live[name]["pieces"] != files[name].get("pieces")]
+    return found
+
+
+def _hash(path: str, start: int) -> str:
+    digest = hashlib.sha256()
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        end = start + PIECE
+        buffer = bytearray(1 << 20)
+        view = memoryview(buffer)
+        while start < end and (count := os.preadv(fd, [view[: min(len(buffer), end - start)]], start)):
+            digest.update(view[:count])
+            start += count
+    finally:
+        os.close(fd)
+    return digest.hexdigest()

@@ -1,0 +1,330 @@
+"""The steps of a restore. commands/restore.py tells them in order; each has its undo in the journal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from grit_runtime import (
+    cgroup,
+    chain,
+    container,
+    files,
+    gates,
+    gpu,
+    layer,
+    live,
+    locate,
+    manifest,
+    mounts,
+    network,
+    nvidia,
+    process,
+    stages,
+    view,
+    watches,
+)
+from grit_runtime import spec as specs
+from grit_runtime.argv import Call
+from grit_runtime.beneath import open_in_root
+from grit_runtime.checks import refuse
+from grit_runtime.criu import config, features, images, log
+from grit_runtime.journal import RUN, Journal
+from grit_runtime.recording import Recording
+from grit_runtime.settings import Settings
+
+STATIC = "/usr/share/grit-runtime/criu.conf"
+
+
+class Restore:
+    """A container that is being restored from `source`. `held`: nothing of it may run before `start`."""
+
+    def __init__(
+        self, call: Call, settings: Settings, runtime: str, source: locate.Checkpoint, journal: Journal,
+        record: Recording, *, held: bool,
+    ) -> None:  # fmt: skip
+        self.call, self.settings, self.runtime = call, settings, runtime
+        self.source, self.journal, self.record, self.held = source, journal, record, held
+        self.bundle = os.path.abspath(call.option("--bundle") or ".")
+        self.spec = specs.read(self.bundle)
+        self.allow: frozenset[str] = frozenset()
+        self.lent: list[str] = []
+        self.group: cgroup.Group | None = None
+
+    def compare(self) -> None:
+        """Read the manifest and the images; refuse what this node can't restore, before anything is changed."""
+        if chain.exists(self.runtime, self.call):
+            raise refuse("container-exists", id=self.call.id)
+        self.flavour = chain.flavour(self.runtime)
+        self.manifest = manifest.read(self.source.images)
+        ours = {**manifest.node(), "criu": features.version(), "runtime": self.flavour.name}
+        gates.first(gates.node(self.manifest["node"], ours), self.allow)
+        for name, what in manifest.differences(self.source.images, self.manifest["files"], content=False):
+            if name not in (layer.NAME, layer.SHM_NAME):  # these may stand beside the images
+                raise refuse("image-changed", name=name, path=self.source.images, what=what)
+        images.complete(self.source.images)
+        if self.manifest["container"].get("terminal") and not self.call.option("--console-socket"):
+            raise refuse("terminal-needs-console", id=self.call.id)
+
+    def make_spec(self) -> None:
+        """The live spec as it must be for these images: injected, sources real, the image's mounts found in it."""
+        spec = self.spec
+        needed = [mount.key for mount in images.mounts(self.source.images) if mount.key]
+        if nvidia.wanted(self.settings, self.runtime) and lacks(spec, needed):
+            spec = nvidia.inject(self.settings, self.runtime, spec, self.journal.folder)
+        spec = nvidia.real_sources(spec)
+        self.rootfs = os.path.join(self.bundle, (spec.get("root") or {}).get("path") or "rootfs")
+        self.plan = mounts.restore_plan(
+            images.mounts(self.source.images), spec, self.manifest["mounts"], self.settings.restore.optional_mounts,
+            resolve=lambda path: mounts.inside(self.rootfs, path), allow=self.allow,
+        )  # fmt: skip
+        gates.first(self.plan.refusals, self.allow)
+        added = [*self.plan.add, *(_placeholder(p.key, p.kind) for p in self.plan.placeholders)]
+        annotations = {**(spec.get("annotations") or {}), "org.criu.config": STATIC}
+        spec = {**spec, "mounts": [*(spec.get("mounts") or []), *added], "annotations": annotations}
+        self.gpu = gpu.plan_restore(self.settings.cuda, self.manifest["gpu"], spec)
+        self.spec = self.gpu.raised(spec)
+        text = specs.text(self.bundle)
+        self.journal.add("rewrite", path=f"{self.bundle}/config.json", text=text)
+        specs.write(self.bundle, self.spec)
+
+    def fill_rootfs(self) -> None:
+        """Apply the rw layer and /dev/shm, make the mountpoints of what hooks had mounted, and compare the files."""
+        if self.source.layer:
+            layer.apply_once(self.source.layer, self.rootfs)
+        shm = _source(self.spec, "/dev/shm")
+        if self.source.shm and shm:
+            layer.apply_shm(self.source.shm, shm)
+        for path, kind in self.plan.scratch:
+            _make_point(self.rootfs, path, kind)
+        theirs = self.manifest["fingerprints"]
+        gates.first(gates.files(theirs, self._fingerprints(list(theirs))), self.allow)
+
+    def _fingerprints(self, paths: list[str]) -> dict[str, str | None]:
+        """Fingerprints here: of a bind's source where the path lies in one, else of the file in the rootfs."""
+        root = os.open(self.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        found: dict[str, str | None] = {}
+        try:
+            for path in paths:
+                if isinstance(path, str) and path.startswith("/"):
+                    source = _bind_of(self.spec, path)
+                    if source is not None:
+                        found[path] = _fingerprint(lambda source=source: os.open(source, os.O_RDONLY | os.O_CLOEXEC))
+                    else:
+                        found[path] = _fingerprint(lambda path=path: open_in_root(root, path, os.O_RDONLY))
+        finally:
+            os.close(root)
+        return found
+
+    def see_images(self) -> None:
+        """The images as this pod may see them."""
+        known = live.namespaces(self.spec)
+        edits = view.plan(self.source.images, os.listdir(self.source.images), live.hostname(self.spec),
+                          own_ipc=known.own("ipc"))  # fmt: skip
+        self.images = view.make(self.journal, self.source.images, edits)
+
+    def criu(self) -> None:
+        """Have the next runtime restore the container; what must be done before its tasks run is done at CRIU's stages."""
+        work = self.call.option("--work-path") or self.journal.folder + "/work"
+        os.makedirs(work, mode=0o700, exist_ok=True)
+        path = self.journal.folder + "/criu.conf"
+        with open(path, "w") as file:
+            file.write(config.text(self._options()))
+        step = self.journal.add(
+            "end-restore", runtime=self.runtime, options=list(self.call.options), id=self.call.id, bundle=self.bundle,
+            root=self.rootfs, groups=[_group(self.spec, self.call.id)], stages=self.journal.folder + "/stages",
+        )  # fmt: skip
+        self.restore_step = step
+        ended = stages.run(
+            [self.runtime, *self._words(work)],
+            self.journal,
+            {"setup-namespaces": self._network, "post-restore": self._devices, "pre-resume": self._settle},
+            environment={**os.environ, "CRIU_CONFIG_FILE": path},
+            keep_stderr=False,
+            timeout=self.settings.checkpoint.timeout,
+        )
+        logs = [p for p in (f"{work}/restore.log", f"{self.images}/restore.log") if os.path.exists(p)]
+        self.record.logs += logs[:1]
+        if ended.error:
+            raise ended.error
+        if ended.code != 0:
+            cause = log.summary(logs[0]) if logs else f"exit code {ended.code}"
+            raise refuse("restore-failed", id=self.call.id, error=cause, log=self.record.keep() or work)
+        self.pid = chain.ask_state(self.runtime, self.call).pid
+        self.group = cgroup.of(self.pid)
+
+    def _options(self) -> config.Options:
+        options: list[tuple[str, str | None]] = [
+            ("action-script", stages.SCRIPT),
+            ("network-lock", features.network_lock(self.settings.checkpoint.network_lock)),
+        ]
+        options += [("external", f"mnt[{key}]:{value}") for key, value in self.plan.externals]
+        for key, fd in self.manifest.get("external_files", []):
+            if fd in (0, 1, 2):
+                options.append(("inherit-fd", f"fd[{fd}]:file[{key}]"))
+        if self.held and self.flavour.name == "crun":
+            # crun moves the tasks into their cgroup when CRIU is done, so there is nothing to freeze before.
+            options.append(("leave-stopped", None))
+        if self.gpu.processes:
+            options.append(("libdir", "/nonexistent"))
+        return config.Options(tuple(options))
+
+    def _words(self, work: str) -> list[str]:
+        call = self.call
+        add = ["--tcp-established", "--file-locks", "--ext-unix-sk"]
+        if self.flavour.name == "crun" or self.flavour.version >= (1, 2):
+            add += ["--manage-cgroups-mode=ignore"]
+        if self.flavour.name == "runc":
+            add += ["--no-subreaper"]
+        remove = {"--tcp-established", "--file-locks", "--ext-unix-sk", "--manage-cgroups-mode", "--no-subreaper",
+                  "--detach", "--preserve-fds", "--no-new-keyring", *(("--no-pivot",) if call.subcommand != "restore" else ())}
+        return call.rebuilt(
+            subcommand="restore", add=["--detach", *add], remove=remove,
+            replace={"--image-path": self.images, "--work-path": work, "--bundle": self.bundle},
+        )  # fmt: skip
+
+    def _network(self, pid: int) -> None:
+        """The network namespace is there and empty: lo up, and the old addresses lent to it until CRIU is done."""
+        known = live.namespaces(self.spec)
+        if "network" not in known.paths or not pid:
+            return
+        network.loopback_up(pid)
+        lent = network.missing(pid, images.addresses(self.source.images))
+        if lent and not self.lent:
+            self.lent = lent
+            self.journal.add("unlend", pid=pid, start=process.started(pid), addresses=lent)
+            network.lend(pid, lent)
+
+    def _devices(self, pid: int) -> None:
+        """The rootfs is there, the tasks stand still: this node's device files."""
+        for path in live.devices(pid, self.spec):
+            self.record.note(f"{path}: device file made anew with this node's numbers")
+
+    def _settle(self, pid: int) -> None:
+        """The last moment before the tasks run: stop them if they may not yet, put the watches back, let timers tick."""
+        group = cgroup.of(pid)
+        if self.held and group != cgroup.of(os.getpid()):
+            self.journal.add("thaw", path=group.path, version=group.version)
+            cgroup.freeze(group)
+        pids = cgroup.processes(group) if group != cgroup.of(os.getpid()) else process.tree(pid)
+        record = watches.from_json(self.manifest["watches"])
+        for problem in watches.reattach(record, pids):
+            self.record.note(problem)
+        watches.rearm(record, pids)
+
+    def settle_network(self) -> None:
+        """CRIU is done with the lent addresses: their connections end, and they go."""
+        for step, undo in list(self.journal.open.items()):
+            if undo == "unlend":
+                self.journal.undo(step)
+
+    def resume_gpu(self) -> None:
+        """Give the GPU its memory back; for a held container that is `start`'s work, for its own threads must run for it."""
+        if not self.held:
+            self.gpu.resume(cgroup.processes(self._known_group()))
+
+    def hold(self) -> None:
+        """Mark the container as waiting for its `start`."""
+        group = self._known_group()
+        if not cgroup.frozen(group):
+            self.journal.add("thaw", path=group.path, version=group.version)
+            cgroup.freeze(group)
+        container.hold(self.call.root or "", self.call.id, {
+            "pid": self.pid, "started": process.started(self.pid), "path": group.path, "version": group.version,
+            "stopped": self.flavour.name == "crun", "gpu": self.gpu.to_json(),
+        })  # fmt: skip
+
+    def stay(self) -> None:
+        """It worked: nothing of it is undone any more."""
+        for step, undo in list(self.journal.open.items()):
+            if undo in ("end-restore", "rewrite", "thaw"):
+                self.journal.forget(step)
+
+    def _known_group(self) -> cgroup.Group:
+        if self.group is None:
+            raise RuntimeError("the container has not been restored yet")
+        return self.group
+
+
+def lacks(spec: dict[str, Any], keys: list[str]) -> bool:
+    """Whether the image needs a mount that the spec has not: a fresh bundle, to which nothing was added yet."""
+    linux = spec.get("linux") or {}
+    known = {mount.get("destination") for mount in spec.get("mounts") or []}
+    known |= {device.get("path") for device in linux.get("devices") or []} | set(linux.get("maskedPaths") or [])
+    return any(key not in known and key != "/dev/null" for key in keys)
+
+
+def _placeholder(key: str, kind: str) -> dict[str, Any]:
+    """A mount that has nothing behind it: an empty folder or file of ours, read-only."""
+    path = f"{RUN}/empty/{kind}"
+    os.makedirs(f"{RUN}/empty/dir", mode=0o755, exist_ok=True)
+    if kind != "dir":
+        path = f"{RUN}/empty/file"
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o444))
+    return {"destination": key, "type": "bind", "source": path, "options": ["bind", "ro", "nosuid", "nodev", "noexec"]}
+
+
+def _source(spec: dict[str, Any], destination: str) -> str | None:
+    for mount in spec.get("mounts") or []:
+        if mount.get("destination") == destination and nvidia.is_bind(mount):
+            return str(mount["source"])
+    return None
+
+
+def _bind_of(spec: dict[str, Any], path: str) -> str | None:
+    """Where `path` lies on this node if it is in a bind mount of the spec; the longest destination wins."""
+    best = ""
+    source = ""
+    for mount in spec.get("mounts") or []:
+        point = str(mount.get("destination", "")).rstrip("/")
+        if nvidia.is_bind(mount) and (path == point or path.startswith(point + "/")) and len(point) > len(best):
+            best, source = point, str(mount["source"])
+    return source + path[len(best) :] if best else None
+
+
+def _fingerprint(opened: Callable[[], int]) -> str | None:
+    try:
+        fd = opened()
+    except OSError:
+        return None
+    try:
+        return files.fingerprint(fd)
+    finally:
+        os.close(fd)
+
+
+def _make_point(rootfs: str, path: str, kind: str) -> None:
+    """A mountpoint beneath the rootfs, made as a process in there would: symlinks can't lead out."""
+    root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        at = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        done = ""
+        parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+        for number, part in enumerate(parts):
+            done += "/" + part
+            last = number == len(parts) - 1
+            try:
+                if last and kind != "dir":
+                    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=at))
+                else:
+                    os.mkdir(part, 0o755, dir_fd=at)
+            except FileExistsError:
+                pass
+            os.close(at)
+            at = open_in_root(root, done, os.O_PATH)
+        os.close(at)
+    finally:
+        os.close(root)
+
+
+def _group(spec: dict[str, Any], id: str) -> str:
+    """The container's cgroup below each hierarchy, as runc names it from linux.cgroupsPath (cgroupfs and systemd)."""
+    path = str((spec.get("linux") or {}).get("cgroupsPath") or "")
+    if path.count(":") == 2:
+        slice, prefix, name = path.split(":")
+        slice = slice or "system.slice"
+        parts = slice.removesuffix(".slice").split("-")
+        above = "".join(f"/{'-'.join(parts[: n + 1])}.slice" for n in range(len(parts)))
+        return f"{above}/{prefix}-{name}.scope"
+    return "/" + (path or id).strip("/")

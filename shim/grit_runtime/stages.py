@@ -1,0 +1,140 @@
+"""Runs the next runtime's checkpoint or restore, and answers CRIU's action script at each stage, in this process.
+
+The script (hooks/criu-action) writes `STAGE INIT-PID CRIU-PID` into one FIFO and waits on another for its exit code, so
+that nothing has to be started while the tasks are frozen. CRIU runs it at the stages that criu(8) lists under
+--action-script. It may run twice for one stage (CRIU 4.1.1 does); handlers bear that.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from grit_runtime.checks import Refusal, refuse
+from grit_runtime.journal import Journal
+
+SCRIPT = "/usr/libexec/grit-runtime/criu-action"
+# A non-zero exit of the script makes CRIU give up at these stages; at later ones it is only logged.
+CAN_FAIL = frozenset({"pre-dump", "network-lock", "post-dump", "pre-restore", "setup-namespaces",
+                      "post-setup-namespaces", "post-restore"})  # fmt: skip
+
+
+class Ended(NamedTuple):
+    """How the next runtime ended: exit code (negative: by that signal), stderr if it was kept, a handler's error."""
+
+    code: int
+    stderr: str
+    error: Exception | None
+    stages: dict[str, float]
+
+
+Handler = Callable[[int], None]
+
+
+def run(
+    argv: Sequence[str],
+    journal: Journal,
+    handlers: Mapping[str, Handler],
+    *,
+    environment: Mapping[str, str],
+    keep_stderr: bool,
+    timeout: float,
+) -> Ended:
+    """Run `argv` to its end. `handlers` are called with the PID of the container's init at their stage (0: none yet).
+
+    A handler's exception fails its stage (where CRIU lets it) and is returned as `error`. With `keep_stderr` what the
+    runtime writes there is passed on and kept; without it the descriptor is inherited, as a restored container's has
+    to be. Refuses `runtime-timeout` after `timeout` seconds, when the runtime and CRIU have been ended.
+    """
+    folder = journal.folder + "/stages"
+    os.makedirs(folder, exist_ok=True)
+    for name in ("ask", "answer"):
+        if not os.path.exists(f"{folder}/{name}"):
+            os.mkfifo(f"{folder}/{name}", 0o600)
+    # Both ends of both: the script never finds a FIFO without its other side, and we never see an end of file.
+    ask = os.open(folder + "/ask", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    answer = os.open(folder + "/answer", os.O_RDWR | os.O_CLOEXEC)
+    step = journal.add("end-runtime", stages=folder)
+    child = subprocess.Popen(
+        argv,
+        env={**environment, "GRIT_STAGES": folder},
+        stderr=subprocess.PIPE if keep_stderr else None,
+        close_fds=False,
+    )
+    try:
+        ended = _serve(child, ask, answer, handlers, time.monotonic() + timeout)
+        if ended is None:
+            journal.undo(step)
+            child.wait()
+            raise refuse("runtime-timeout", command=os.path.basename(argv[0]), seconds=round(timeout))
+    finally:
+        os.close(ask)
+        os.close(answer)
+    journal.forget(step)
+    return ended
+
+
+def _serve(
+    child: subprocess.Popen[bytes], ask: int, answer: int, handlers: Mapping[str, Handler], end: float
+) -> Ended | None:
+    poll = select.poll()
+    exited = os.pidfd_open(child.pid)
+    poll.register(exited, select.POLLIN)
+    poll.register(ask, select.POLLIN)
+    if child.stderr:
+        poll.register(child.stderr.fileno(), select.POLLIN)
+    said, error, seen = b"", None, {}
+    running = True
+    try:
+        while running:
+            ready = dict(poll.poll(max(0.0, end - time.monotonic()) * 1000))
+            if not ready:
+                return None
+            if child.stderr and child.stderr.fileno() in ready:
+                said += _pass_on(child.stderr.fileno(), poll)
+            if ask in ready:
+                for line in os.read(ask, 4096).decode().splitlines():
+                    stage, pid = line.split()[:2]
+                    seen.setdefault(stage, time.monotonic())
+                    problem = _handle(handlers.get(stage), int(pid))
+                    error = error or problem
+                    os.write(answer, b"1\n" if problem and stage in CAN_FAIL else b"0\n")
+            running = exited not in ready
+        code = child.wait()
+        while child.stderr and _waiting(child.stderr.fileno()):
+            part = _pass_on(child.stderr.fileno(), poll)
+            if not part:
+                break
+            said += part
+        return Ended(code, said.decode(errors="replace"), error, seen)
+    finally:
+        os.close(exited)
+        if child.stderr:
+            child.stderr.close()
+
+
+def _handle(handler: Handler | None, pid: int) -> Exception | None:
+    if handler is None:
+        return None
+    try:
+        handler(pid)
+    except (Refusal, OSError, ValueError, KeyError, RuntimeError) as error:
+        return error
+    return None
+
+
+def _pass_on(fd: int, poll: select.poll) -> bytes:
+    part = os.read(fd, 65536)
+    if not part:
+        poll.unregister(fd)
+    else:
+        os.write(2, part)
+    return part
+
+
+def _waiting(fd: int) -> bool:
+    return bool(select.select([fd], [], [], 0)[0])

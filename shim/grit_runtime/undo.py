@@ -1,0 +1,173 @@
+"""The undos that journal.UNDO names. Each takes plain values, runs from a process that knows nothing else, may run
+twice, and finds nothing to do when the container is gone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from typing import Any
+
+from grit_runtime import cgroup
+
+
+def thaw(path: str, version: int) -> None:
+    """Of freezing a container."""
+    cgroup.thaw(cgroup.Group(path, version))
+
+
+def freeze(path: str, version: int) -> None:
+    """Of thawing a container that its caller had paused."""
+    group = cgroup.Group(path, version)
+    if os.path.isdir(path):
+        cgroup.freeze(group)
+
+
+def reattach(record: dict[str, Any], path: str, version: int) -> None:
+    """Of taking file watches away: put them back, with the same numbers."""
+    from grit_runtime import watches
+
+    pids = cgroup.processes(cgroup.Group(path, version))
+    if pids:
+        watches.reattach(watches.from_json(record), pids)
+
+
+def resume_gpu(record: dict[str, Any]) -> None:
+    """Of suspending GPU processes."""
+    from grit_runtime import gpu
+
+    gpu.resume(record)
+
+
+def lower_limit(record: dict[str, Any]) -> None:
+    """Of raising a memory limit."""
+    from grit_runtime import gpu
+
+    gpu.lower_limit(record)
+
+
+def huge_pages(record: dict[str, Any]) -> None:
+    """Of switching transparent huge pages on for the time of an operation."""
+    from grit_runtime import gpu
+
+    gpu.huge_pages_back(record)
+
+
+def unmount(path: str) -> None:
+    """Of a mount of ours: all that are stacked at `path`."""
+    from grit_runtime.mounting import unmount as effect
+
+    while effect(path):
+        pass
+
+
+def remove(path: str) -> None:
+    """Of making a file or folder of ours."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    elif os.path.lexists(path):
+        os.unlink(path)
+
+
+def rewrite(path: str, text: str) -> None:
+    """Of editing a small text file: its earlier content."""
+    if os.path.exists(path):
+        with open(path, "w") as file:
+            file.write(text)
+
+
+def unlend(pid: int, start: str, addresses: list[str]) -> None:
+    """Of lending addresses to a container's loopback interface."""
+    from grit_runtime import network, process
+
+    if process.started(pid) == start:
+        network.take_back(pid, addresses)
+
+
+def end_runtime(stages: str) -> None:
+    """Of starting the next runtime: it, CRIU and their children end, found by the variable that only they carry."""
+    end = time.monotonic() + 10
+    while ours := _with_variable(f"GRIT_STAGES={stages}"):
+        for pid in ours:
+            _kill(pid)
+        if time.monotonic() > end:
+            raise TimeoutError(f"processes {ours} don't end")
+        time.sleep(0.02)
+
+
+def end_restore(runtime: str, options: list[str], id: str, bundle: str, root: str, groups: list[str], stages: str) -> None:
+    """Of a restore: nothing of the container is left: no task, no cgroup, no mount, no state of the next runtime."""
+    tasks = _descendants(_with_variable(f"GRIT_STAGES={stages}"))
+    own = cgroup.mounted()
+    for pid in tasks:
+        _kill(pid)
+    end_runtime(stages)
+    # What runc bound on the rootfs goes first: its own delete would remove files through it.
+    for point in _mounts_below(root):
+        unmount(point)
+    subprocess.run([runtime, *options, "delete", "--force", id], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                   stderr=subprocess.DEVNULL, timeout=30, check=False)  # fmt: skip
+    for name in groups:
+        for controller, mountpoint in own.items():
+            version = 2 if controller == "" else 1
+            group = cgroup.Group(mountpoint + name, version)
+            if os.path.isdir(group.path):
+                if controller in ("", "freezer"):
+                    cgroup.kill(group)
+                cgroup.remove(group)
+
+
+def _mounts_below(root: str) -> list[str]:
+    """Mounts that a killed restore left on the bundle's rootfs, above the one that was there before it, newest first."""
+    points = []
+    with open("/proc/self/mountinfo") as lines:
+        for line in lines:
+            point = line.split()[4].encode().decode("unicode_escape")
+            if point == root or point.startswith(root + "/"):
+                points.append(point)
+    if root in points:
+        points.remove(root)  # the first one there is the caller's
+    return points[::-1]
+
+
+def _with_variable(wanted: str) -> list[int]:
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            try:
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    if wanted.encode() in file.read().split(b"\0"):
+                        found.append(int(name))
+            except OSError:
+                continue
+    return found
+
+
+def _descendants(pids: list[int]) -> list[int]:
+    """`pids` and everything below them."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat") as file:
+                    children.setdefault(int(file.read().rpartition(")")[2].split()[1]), []).append(int(name))
+            except OSError:
+                continue
+    found, left = [], list(pids)
+    while left:
+        pid = left.pop()
+        if pid not in found:
+            found.append(pid)
+            left.extend(children.get(pid, []))
+    return found
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
