@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from grit_runtime.settings import Settings
 
 STATE = "/var/lib/grit-runtime"
-# All logs together may take this many times the limit of one; past it the oldest operations go, whosever they are.
-TOTAL = 16
+# One log gets at most this part of logs.max_size, so that a single long one doesn't push out all others.
+PART = 4
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _HALF = ".half"  # an operation's folder that is being written, or whose writer died
@@ -74,7 +74,8 @@ def keep(
 ) -> str | None:
     """Keep the log files `logs` and `record` in <state>/logs/<container>/<time>-<dump|restore>; the folder's path.
 
-    Of a log longer than logs.max_size its end is kept. Only the newest logs.keep operations of the container stay.
+    Of a log longer than a quarter of logs.max_size its end is kept. Only the newest logs.keep operations of the
+    container stay, and of all containers the newest that together take no more than logs.max_size.
     None if nothing could be kept.
     """
     if settings.logs.keep < 1:
@@ -85,9 +86,9 @@ def keep(
             container = safe_name(container_id)
             _make(top, container)
             with _folder(top, container) as home:
-                name = _write(home, kind, record, logs, settings.logs.max_size)
+                name = _write(home, kind, record, logs, settings.logs.max_size // PART)
             _prune_container(top, container, settings.logs.keep)
-            _prune_all(top, TOTAL * settings.logs.max_size)
+            _prune_all(top, settings.logs.max_size)
     except (OSError, ValueError, TypeError):
         return None
     return os.path.join(state, "logs", container, name)
