@@ -1,0 +1,448 @@
+"""The mounts of a container: what /proc says of them, what CRIU must be told at a dump, and the plan for a restore.
+
+Everything but `read` is pure. A path that comes from an image or a manifest is only ever a key to look up in the live
+spec, or a place inside the container's own rootfs: never a source.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from grit_runtime.checks import Refusal, refuse
+
+Spec = dict[str, Any]
+Resolve = Callable[[str], str]
+
+# Filesystems that CRIU mounts anew by their type (criu/mount.c, fstypes[]), as opposed to what needs a host's source.
+RECREATED = frozenset({
+    "proc", "sysfs", "devpts", "mqueue", "tmpfs", "devtmpfs", "securityfs", "debugfs", "tracefs", "fusectl", "pstore",
+    "binfmt_misc",
+})  # fmt: skip
+# What an image may mount at a destination that the live spec doesn't name: nothing of a host's is in these.
+HARMLESS = frozenset({"tmpfs", "devpts", "mqueue"})
+FLAGS = {"ro": 1, "rro": 1, "nosuid": 2, "nodev": 4, "noexec": 8}  # linux/mount.h MS_*
+NULL = "/dev/null"
+
+
+class Mount(NamedTuple):
+    """One line of /proc/PID/mountinfo (proc(5)); `point` is as that process sees it, `dev` is "major:minor"."""
+
+    id: int
+    parent: int
+    dev: str
+    root: str
+    point: str
+    options: tuple[str, ...]
+    optional: tuple[str, ...]
+    fstype: str
+    source: str
+    super_options: tuple[str, ...]
+
+
+def parse(text: str) -> list[Mount]:
+    """The lines of a mountinfo. A line that isn't one is a ValueError."""
+    return [_line(line) for line in text.splitlines()]
+
+
+def read(pid: int | str) -> list[Mount]:
+    """The mounts in the namespace of process `pid`; OSError when it has gone."""
+    with open(f"/proc/{pid}/mountinfo", errors="surrogateescape") as file:
+        return parse(file.read())
+
+
+def _line(line: str) -> Mount:
+    fields = line.split(" ")
+    dash = fields.index("-", 6)
+    fstype, source, super_options = (fields[dash + 1 :] + [""])[:3]
+    return Mount(
+        int(fields[0]), int(fields[1]), fields[2], unescape(fields[3]), unescape(fields[4]),
+        tuple(fields[5].split(",")), tuple(fields[6:dash]), fstype, unescape(source), tuple(super_options.split(",")),
+    )  # fmt: skip
+
+
+def unescape(field: str) -> str:
+    r"""A field of /proc without its octal escapes (the kernel's mangle(): \040, \011, \012, \134, \043)."""
+    if "\\" not in field:
+        return field
+    parts = field.split("\\")
+    return parts[0] + "".join(chr(int(part[:3], 8)) + part[3:] for part in parts[1:])
+
+
+def below(path: str, top: str) -> bool:
+    """Whether `path` is `top` or lies in it, by the names alone."""
+    return top == "/" or path == top or path.startswith(top.rstrip("/") + "/")
+
+
+def inside(root: str, path: str, readlink: Callable[[str], str] = os.readlink) -> str:
+    """`path` as a process with the root folder `root` would reach it: absolute, its symlinks followed and never out.
+
+    runc's keys are made in the same way (securejoin), so /var/run/x becomes /run/x where /var/run is a symlink.
+    """
+    done, todo, links = "", path.split("/")[::-1], 0
+    while todo:
+        part = todo.pop()
+        if part in ("", "."):
+            continue
+        if part == "..":
+            done = posixpath.dirname(done).rstrip("/")
+            continue
+        try:
+            target = readlink(f"{root}{done}/{part}")
+        except OSError:
+            done = f"{done}/{part}"
+            continue
+        links += 1
+        if links > 40:
+            raise OSError(40, "Too many levels of symbolic links", path)
+        if target.startswith("/"):
+            done = ""
+        todo.extend(target.split("/")[::-1])
+    return done or "/"
+
+
+def is_bind(entry: dict[str, Any]) -> bool:
+    """Whether runc takes an entry of the spec's `mounts` for a bind mount."""
+    return entry.get("type") == "bind" or bool({"bind", "rbind"} & set(entry.get("options") or ()))
+
+
+def looks_nvidia(destination: str) -> bool:
+    """Whether a destination is one that NVIDIA's container toolkit adds."""
+    name = posixpath.basename(destination)
+    return "nvidia" in destination.lower() or name.startswith(
+        ("libcuda.so", "libcudadebugger.so", "libnvcuvid.so", "libnvoptix.so", "nvoptix.bin", "libnvsandbox")
+    )
+
+
+class Known(NamedTuple):
+    """What a spec says of the mounts, destinations resolved: the entries by destination, devices, masks."""
+
+    entries: dict[str, dict[str, Any]]
+    devices: set[str]
+    masked: set[str]
+    readonly: set[str]
+    cgroups: set[str]
+
+    def names(self, point: str) -> bool:
+        """Whether the spec has an entry for what is mounted at `point`; for cgroup mounts also those below it."""
+        return point in self.entries or point in self.devices or any(below(point, top) for top in self.cgroups)
+
+
+def _same(path: str) -> str:
+    return path
+
+
+def known(spec: Spec, resolve: Resolve = _same) -> Known:
+    """What the spec says; `resolve` is `inside` for the container's root."""
+    linux = spec.get("linux") or {}
+    entries = {resolve(e["destination"]): e for e in spec.get("mounts") or () if e.get("destination")}
+    return Known(
+        entries,
+        {resolve(d["path"]) for d in linux.get("devices") or () if d.get("path")},
+        {posixpath.normpath(p) for p in linux.get("maskedPaths") or ()},
+        {posixpath.normpath(p) for p in linux.get("readonlyPaths") or ()},
+        {point for point, entry in entries.items() if entry.get("type") in ("cgroup", "cgroup2")},
+    )
+
+
+def foreign(mounts: Sequence[Mount], spec: Known, host: Iterable[Mount]) -> list[Mount]:
+    """Mounts that no entry of the spec names and that CRIU can't make anew: their content is the host's.
+
+    They are what hooks and people bind into a running container, and mounts that came along in an rbind. CRIU says
+    `doesn't have a proper root mount` of each that isn't named external (criu/mount.c, validate_mounts).
+    """
+    host_devices = {mount.dev for mount in host}
+    tops = [m for m in mounts if m.point == "/"][-1:]
+    for mount in mounts:
+        anew = mount.root == "/" and mount.point != "/" and mount.fstype in RECREATED and not spec_bind(mount, spec)
+        if anew and (mount.fstype != "tmpfs" or mount.dev not in host_devices):
+            tops.append(mount)
+    own: dict[str, list[str]] = {}
+    for top in tops:
+        own.setdefault(top.dev, []).append(top.root)
+    return [
+        mount
+        for mount in mounts
+        if mount.point != "/"
+        and not spec.names(mount.point)
+        and mount.point not in spec.masked
+        and not any(below(mount.root, root) for root in own.get(mount.dev, ()))
+        and not _new_overlay(mount, host_devices)
+    ]
+
+
+def spec_bind(mount: Mount, spec: Known) -> bool:
+    """Whether a bind entry of the spec made this mount."""
+    entry = spec.entries.get(mount.point)
+    return entry is not None and is_bind(entry)
+
+
+def _new_overlay(mount: Mount, host_devices: Collection[str]) -> bool:
+    return mount.fstype == "overlay" and mount.root == "/" and mount.dev not in host_devices
+
+
+def dump_externals(
+    mountinfo: Sequence[Mount], spec: Spec, init_mounts: Iterable[Mount] | None = None, resolve: Resolve = _same
+) -> list[tuple[str, str]]:
+    """Pairs (mountpoint, key in the image) for CRIU's `external mnt[MOUNTPOINT]:KEY` that the runtime doesn't give.
+
+    `init_mounts`: the host's own mounts, to tell a tmpfs of the container from one of the host; None reads ours.
+    """
+    host = read("self") if init_mounts is None else init_mounts
+    return [(m.point, m.point) for m in foreign(mountinfo, known(spec, resolve), host)]
+
+
+def describe(
+    mountinfo: Sequence[Mount],
+    spec: Spec,
+    init_mounts: Iterable[Mount] | None = None,
+    resolve: Resolve = _same,
+    *,
+    is_dir: Callable[[str], bool] | None = None,
+    runtime: str = "runc",
+) -> list[dict[str, Any]]:
+    """The mounts for the manifest: destination, role, fstype, key (the one in the image, or None) and kind.
+
+    Roles: "spec" and "injected" (in the spec, by NVIDIA's toolkit as far as its name tells), "masked" (masked and
+    read-only paths), "foreign" (content of the host behind the spec), "hook" (behind the spec, CRIU makes it anew).
+    """
+    facts = known(spec, resolve)
+    host = read("self") if init_mounts is None else init_mounts
+    strangers = {mount.id for mount in foreign(mountinfo, facts, host)}
+    rows = []
+    for mount in mountinfo:
+        if mount.point == "/":
+            continue
+        key = None
+        if facts.names(mount.point):
+            role = "injected" if looks_nvidia(mount.point) else "spec"
+            entry = facts.entries.get(mount.point)
+            cgroup = mount.fstype in ("cgroup", "cgroup2")
+            key = mount.point if cgroup or entry is None or is_bind(entry) else None
+        elif mount.point in facts.masked or mount.point in facts.readonly:
+            role = "masked"
+            if mount.point in facts.masked and mount.root != "/":
+                key = mount.point if runtime == "crun" else NULL
+        elif mount.id in strangers:
+            role, key = "foreign", mount.point
+        else:
+            role = "hook"
+        row: dict[str, Any] = {"destination": mount.point, "role": role, "fstype": mount.fstype, "key": key}
+        if is_dir is not None:
+            row["kind"] = "dir" if is_dir(mount.point) else "file"
+        rows.append(row)
+    return rows
+
+
+class ImageMount(Protocol):
+    """What is read of a mount of an image: `criu.mountpoints.Mount`. `key` is "" for one that isn't external."""
+
+    @property
+    def mountpoint(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def root(self) -> str: ...
+    @property
+    def flags(self) -> int: ...
+    @property
+    def super_flags(self) -> int: ...
+
+
+class Placeholder(NamedTuple):
+    """A mount that the image needs and this node need not have: bind an empty `kind` ("dir" or "file") there."""
+
+    key: str
+    kind: str
+
+
+class RestorePlan(NamedTuple):
+    """What a restore of an image under a live spec needs.
+
+    add: entries to append to the spec's `mounts`; the runtime makes mountpoint and mapping of each.
+    externals: pairs (key, this node's source) for CRIU's configuration, for keys that no entry can give.
+    placeholders: optional mounts that are missing here, and cgroup hierarchies of another layout.
+    scratch: mountpoints (path, "dir" or "file") to make in the new rootfs: of mounts behind the spec.
+    unused: binds of the live spec that the image lacks; they will silently not be mounted.
+    refusals: why it can't be restored, none if it can.
+    """
+
+    add: list[dict[str, Any]]
+    externals: list[tuple[str, str]]
+    placeholders: list[Placeholder]
+    scratch: list[tuple[str, str]]
+    unused: list[str]
+    refusals: list[Refusal]
+
+
+def restore_plan(
+    image_mounts: Sequence[ImageMount],
+    live_spec: Spec,
+    manifest_mounts: Sequence[dict[str, Any]],
+    optional_globs: Sequence[str],
+    *,
+    resolve: Resolve = _same,
+    exists: Callable[[str], bool] = os.path.lexists,
+    allow: Collection[str] = (),
+    host_mounts: Iterable[Mount] = (),
+) -> RestorePlan:
+    """Match the image's mounts with the live, injected spec, whose sources are real paths already.
+
+    `resolve`: `inside` for the new rootfs. `exists`: whether a path of /proc or /sys is there on this node. `allow`:
+    reasons that the caller may pass. `host_mounts`: this node's own, which tell the layout of its cgroups.
+    """
+    live = known(live_spec, resolve)
+    told = {str(row.get("destination")): row for row in manifest_mounts}
+    plan = RestorePlan([], [], [], [], [], [])
+    cgroups = cgroup_keys(live, host_mounts)
+    for mount in image_mounts:
+        if mount.mountpoint == "/":
+            continue
+        if mount.key in cgroups:
+            pass
+        elif mount.key:
+            _external(mount, live, told, optional_globs, allow, plan)
+        else:
+            _internal(mount, live, told, allow, plan)
+        _flags(mount, live, allow, plan)
+    points = {mount.mountpoint: mount for mount in image_mounts}
+    _masks(points, live, exists, allow, plan)
+    for point, entry in live.entries.items():
+        if is_bind(entry) and point not in points:
+            plan.unused.append(point)
+    return plan
+
+
+def cgroup_keys(live: Known, host: Iterable[Mount]) -> set[str]:
+    """The keys that runc itself maps for the spec's cgroup mounts on a node with these mounts: version 2 has one at the
+    destination, version 1 one below it for each hierarchy (runc's getCgroupMounts)."""
+    host = list(host)
+    if any(mount.fstype == "cgroup2" and mount.point == "/sys/fs/cgroup" for mount in host):
+        return set(live.cgroups)
+    names = {posixpath.basename(mount.point) for mount in host if mount.fstype == "cgroup"}
+    return {f"{top}/{name}" for top in live.cgroups for name in names}
+
+
+def _refuse(plan: RestorePlan, allow: Collection[str], reason: str, **facts: object) -> None:
+    if reason not in allow:
+        plan.refusals.append(refuse(reason, **facts))
+
+
+def _external(
+    mount: ImageMount,
+    live: Known,
+    told: dict[str, dict[str, Any]],
+    optional: Sequence[str],
+    allow: Collection[str],
+    plan: RestorePlan,
+) -> None:
+    key, point = mount.key, mount.mountpoint
+    if key == NULL and point != NULL or point in live.masked:
+        # a masked file: runc calls all of them /dev/null, crun each by its own name
+        if (key, NULL) not in plan.externals:
+            plan.externals.append((key, NULL))
+        return
+    entry = live.entries.get(key)
+    if (entry is not None and is_bind(entry)) or key in live.devices:
+        return
+    if any(below(key, top) for top in live.cgroups):
+        plan.placeholders.append(Placeholder(key, "dir"))
+        return
+    twin = _twin(key, live)
+    if twin is not None:
+        if "mount-version-differs" in allow:
+            plan.add.append({**live.entries[twin], "destination": key})
+        else:
+            plan.refusals.append(refuse("mount-version-differs", destination=key, here=twin))
+        return
+    inner = _within_rbind(key, live)
+    if inner is not None:
+        plan.add.append({"destination": key, "type": "bind", "source": inner[0], "options": ["bind", *inner[1]]})
+    elif _matches(key, optional):
+        plan.placeholders.append(Placeholder(key, str(told.get(point, {}).get("kind") or "file")))
+    else:
+        whose = "It looks like one of NVIDIA's" if looks_nvidia(key) else "It is none of NVIDIA's"
+        _refuse(plan, (), "mount-missing", destination=key, whose=whose)
+
+
+def _twin(key: str, live: Known) -> str | None:
+    """The live bind that is the same library in another version: same folder and name up to `.so.`."""
+    stem, dot, _ = key.partition(".so.")
+    if not dot or not looks_nvidia(key):
+        return None
+    for point, entry in live.entries.items():
+        if is_bind(entry) and point.partition(".so.")[:2] == (stem, dot):
+            return point
+    return None
+
+
+def _within_rbind(key: str, live: Known) -> tuple[str, list[str]] | None:
+    """The source on this node of a mount inside a recursive bind of the live spec, and the flags of that bind."""
+    best = ""
+    for point, entry in live.entries.items():
+        if "rbind" in (entry.get("options") or ()) and below(key, point) and len(point) > len(best):
+            best = point
+    if not best:
+        return None
+    entry = live.entries[best]
+    flags = [option for option in entry.get("options") or () if option in FLAGS]
+    return str(entry["source"]).rstrip("/") + key[len(best) :], flags
+
+
+def _matches(path: str, globs: Sequence[str]) -> bool:
+    from fnmatch import fnmatchcase
+
+    return any(fnmatchcase(path, glob) for glob in globs)
+
+
+def _internal(
+    mount: ImageMount, live: Known, told: dict[str, dict[str, Any]], allow: Collection[str], plan: RestorePlan
+) -> None:
+    """A mount that CRIU makes by itself: the live spec must want it so, or it must carry nothing of a host."""
+    point, kind = mount.mountpoint, mount.kind
+    entry = live.entries.get(point)
+    if entry is not None:
+        if is_bind(entry) or (entry.get("type") not in (kind, "cgroup", "cgroup2") and kind != "tmpfs"):
+            _refuse(plan, allow, "mount-unexpected", destination=point, fstype=kind)
+        return
+    if point in live.masked or point in live.readonly:
+        return
+    if any(below(point, top) for top in live.cgroups) and kind in ("cgroup", "cgroup2", "tmpfs"):
+        return
+    if kind not in HARMLESS and not (kind == "overlay" and mount.root != "/"):
+        _refuse(plan, allow, "mount-unexpected", destination=point, fstype=kind)
+        return
+    whole = mount.root == "/"
+    plan.scratch.append((point, "dir" if whole else str(told.get(point, {}).get("kind") or "file")))
+
+
+def _flags(mount: ImageMount, live: Known, allow: Collection[str], plan: RestorePlan) -> None:
+    """CRIU takes a mount's flags from the image: what the live spec makes read-only must be so there too."""
+    entry = live.entries.get(mount.mountpoint)
+    if entry is None:
+        return
+    wanted = {option for option in entry.get("options") or () if option in FLAGS}
+    lacking = sorted(option for option in wanted if not (mount.flags | mount.super_flags) & FLAGS[option])
+    if lacking:
+        _refuse(plan, allow, "mount-flags-differ", destination=mount.mountpoint, flags=",".join(lacking))
+
+
+def _masks(
+    points: dict[str, ImageMount], live: Known, exists: Callable[[str], bool], allow: Collection[str], plan: RestorePlan
+) -> None:
+    """Masks come from the image: each that the live spec asks for must be there, of a kind that masks."""
+    for path in sorted(live.masked | live.readonly):
+        covered = any(top != path and below(path, top) and top in points for top in live.masked)
+        if covered or not exists(path):
+            continue
+        mount = points.get(path)
+        if path in live.masked:
+            good = mount is not None and (bool(mount.key) or mount.kind == "tmpfs")
+        else:
+            good = mount is not None and bool((mount.flags | mount.super_flags) & FLAGS["ro"])
+        if not good:
+            _refuse(plan, allow, "masks-differ", path=path)
