@@ -1,0 +1,134 @@
+"""Builds the nodes' trees with debootstrap, in parallel, into a cache: `TREES/NAME-HASH`."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from .places import HERE, NODES, TREES, digest
+from .recipe import RECIPES, TESTING, Recipe
+
+#: python3-pynvml (contrib) depends on the driver's libnvidia-ml, which a node has from NVIDIA's installer: a stand-in
+STANDIN = """Package: libnvidia-ml-standin
+Version: 1
+Architecture: all
+Provides: libnvidia-ml.so.1, libnvidia-ml1
+Maintainer: grit-runtime tests <root@localhost>
+Description: stands in for the driver's libnvidia-ml in a test node
+"""
+
+
+def say(text: str) -> None:
+    print(f"testbed: {text}", file=sys.stderr, flush=True)
+
+
+def mirror() -> str:
+    """The Debian mirror that this machine uses itself; else GRIT_DEBIAN_MIRROR, else Debian's own name."""
+    given = os.environ.get("GRIT_DEBIAN_MIRROR")
+    if given:
+        return given
+    asked = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"],
+        capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+    return choose_mirror(asked.stdout.split())
+
+
+def choose_mirror(uris: list[str]) -> str:
+    """The first archive of Debian proper among apt's URIs (not -security, not a third party's)."""
+    for uri in uris:
+        if re.fullmatch(r"https?://\S+/debian/?", uri):
+            return uri.rstrip("/")
+    return "http://deb.debian.org/debian"
+
+
+def acquire_settings() -> str:
+    """This machine's way to reach the archive (proxies), for apt in the tree. Testing's Release is at times expired."""
+    dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, timeout=60, check=False).stdout
+    lines = [line for line in dump.splitlines() if re.match(r"Acquire::https?::Proxy\b", line)]
+    return "\n".join([*lines, 'Acquire::Check-Valid-Until "false";', 'Acquire::Retries "3";', ""])
+
+
+def tree_of(recipe: Recipe) -> Path:
+    return TREES / f"{recipe.name}-{digest(repr((recipe.suite, recipe.packages, recipe.later)), HERE / 'build.py')}"
+
+
+def script(recipe: Recipe, part: Path, mirror: str) -> str:
+    """The shell script that makes the tree. It runs in its own mount and pid namespace: killed, it leaves no mount."""
+    include = ",".join(recipe.packages)
+    later = f"apt -t {TESTING} install {' '.join(recipe.later)}" if recipe.later else ":"
+    return f"""set -eu
+tree={part}
+# a test node that is thrown away: the keys of a suite that is newer than this machine are not at hand
+debootstrap --no-check-gpg --variant=minbase --include={include} {recipe.suite} "$tree" {mirror} sid
+printf '#!/bin/sh\\nexit 101\\n' >"$tree/usr/sbin/policy-rc.d"; chmod +x "$tree/usr/sbin/policy-rc.d"
+cat >"$tree/etc/apt/sources.list" <<'END'
+deb {mirror} {recipe.suite} main contrib
+deb {mirror} {TESTING} main
+END
+printf 'Package: *\\nPin: release n={TESTING}\\nPin-Priority: 100\\n' >"$tree/etc/apt/preferences.d/testing"
+[ {recipe.suite} != {TESTING} ] || rm "$tree/etc/apt/preferences.d/testing"
+cp /etc/resolv.conf "$tree/etc/resolv.conf" 2>/dev/null || true
+apt() {{ DEBIAN_FRONTEND=noninteractive LC_ALL=C chroot "$tree" apt-get -q -y --no-install-recommends "$@"; }}
+apt update
+mkdir -p "$tree/tmp/standin/DEBIAN"
+cp "$GRIT_STANDIN" "$tree/tmp/standin/DEBIAN/control"
+dpkg-deb --root-owner-group -Zgzip --build "$tree/tmp/standin" "$tree/tmp/standin.deb"
+apt install /tmp/standin.deb python3-pynvml
+{later}
+rm -rf "$tree"/var/cache/apt/* "$tree"/var/lib/apt/lists/* "$tree"/tmp/* "$tree"/usr/share/doc "$tree"/usr/share/man \\
+    "$tree"/usr/share/locale
+"""
+
+
+def build(recipes: tuple[Recipe, ...] = RECIPES, limit: float = 900) -> dict[str, Path]:
+    """The trees, by node; those that are missing are built now, at the same time. RuntimeError if one fails."""
+    TREES.mkdir(parents=True, exist_ok=True)
+    with open(NODES / "build.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        wanted = [recipe for recipe in recipes if not tree_of(recipe).exists()]
+        if wanted:
+            _build(wanted, limit)
+    return {recipe.name: tree_of(recipe) for recipe in recipes}
+
+
+def _build(wanted: list[Recipe], limit: float) -> None:
+    uri, began = mirror(), time.monotonic()
+    (NODES / "apt.conf").write_text(acquire_settings())
+    (NODES / "standin.control").write_text(STANDIN)
+    jobs = []
+    for recipe in wanted:
+        part = Path(f"{tree_of(recipe)}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        (part / "etc/apt/apt.conf.d").mkdir(parents=True)
+        shutil.copy(NODES / "apt.conf", part / "etc/apt/apt.conf.d/90testbed")
+        log = open(TREES / f"{recipe.name}.log", "w+")
+        say(f"building {recipe.name} (Debian {recipe.suite}) ...")
+        job = subprocess.Popen(
+            ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "sh", "-c",
+             script(recipe, part.relative_to(NODES), uri)],
+            cwd=NODES, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            env={**os.environ, "GRIT_STANDIN": str(NODES / "standin.control")},
+        )  # fmt: skip
+        jobs.append((recipe, part, log, job))
+    try:
+        for recipe, part, log, job in jobs:
+            code = job.wait(timeout=max(1.0, began + limit - time.monotonic()))
+            if code:
+                log.seek(0)
+                tail = "".join(log.readlines()[-40:])
+                raise RuntimeError(f"building {recipe.name} failed ({code}); the end of {log.name}:\n{tail}")
+            part.rename(tree_of(recipe))
+            say(f"{recipe.name} built after {time.monotonic() - began:.0f} s")
+    finally:
+        for _, _, log, job in jobs:
+            if job.poll() is None:
+                job.kill()
+                job.wait()
+            log.close()
