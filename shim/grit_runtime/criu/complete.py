@@ -102,7 +102,7 @@ def _contents(folder: Path) -> Iterator[str]:
         for entry in imagefile.entries(os.path.join(folder, "remap-fpath.img")):
             if entry.integer(3) == openfiles.GHOST:
                 yield openfiles.ghost_name(entry.integer(2))
-    for socket in openfiles.addresses(folder):
+    for socket in openfiles.sockets(folder):
         if socket.protocol == "tcp" and socket.state == "established" and not inventory.inventory(folder).tcp_close:
             yield openfiles.stream_name(socket.inode)
 

@@ -82,9 +82,14 @@ def regular_names(folder: Path) -> dict[int, str]:
     return {file.id: file.name for file in open_files(folder) if file.kind == "file"}
 
 
-def addresses(folder: Path) -> list[Socket]:
+def sockets(folder: Path) -> list[Socket]:
     """The inet sockets, listening and connected."""
     return [_socket(file.message) for file in open_files(folder) if file.kind == "inet" and file.message.fields]
+
+
+def addresses(folder: Path) -> list[str]:
+    """The local addresses that inet sockets are bound to, each once; those that stand for all addresses too."""
+    return list(dict.fromkeys(socket.address.removeprefix("::ffff:") for socket in sockets(folder) if socket.address))
 
 
 def remaps(folder: Path) -> list[Remap]:
