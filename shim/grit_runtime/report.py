@@ -51,7 +51,7 @@ def _escaped(char: str) -> str:
 
 
 def traceback_file(error: BaseException, folder: str) -> str:
-    """Keep the traceback of `error` in a file of `folder`, for the person who mends it; the file's path, or "none"."""
+    """Keep the traceback of `error` in a file of `folder`, for the person who mends it; its path, "none" on failure."""
     import traceback
 
     path = os.path.join(folder, "internal-errors.log")
