@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from grit_runtime import cgroup, chain, files, gpu, layer, look, manifest, mounts, stages, watches
 from grit_runtime import spec as specs
@@ -17,11 +17,9 @@ from grit_runtime.settings import Settings
 if TYPE_CHECKING:
     from grit_runtime.watches import Record
 
-LAYER, SHM = "rootfs-diff.tar", "shm.tar"
-
 
 class Dump:
-    """A container that is being dumped. What the steps find out stands in attributes, in the order in which it is known."""
+    """A container that is being dumped. What the steps find out stands in attributes."""
 
     def __init__(self, call: Call, settings: Settings, runtime: str, journal: Journal, record: Recording) -> None:
         self.call, self.settings, self.runtime = call, settings, runtime
@@ -43,12 +41,13 @@ class Dump:
         self.pids = cgroup.processes(self.group)
         self.paused = cgroup.frozen(self.group)
         self.mountinfo = mounts.read(self.state.pid)
+        self.host_mounts = mounts.read("self")
         self._look_at_processes()
-        self.watches: Record = watches.from_links(self.seen.links)
-        watches.resolve(self.watches, self.state.pid)
+        self.watches: Record = watches.resolve(watches.from_links(self.seen.links, self.pids), self.state.pid)
         self.overlay = layer.overlay(self.mountinfo) if self.settings.checkpoint.rw_layer else None
-        self.shm = layer.shm_of(self.mountinfo) if self.settings.checkpoint.shm else None
+        self.shm = layer.shm_of(self.mountinfo, self.host_mounts) if self.settings.checkpoint.shm else None
         self.fingerprints = self._fingerprints()
+        self.suspension = gpu.plan(self.settings.cuda, self.pids, self.seen.links, self.spec)
 
     def _look_at_processes(self) -> None:
         self.seen = look.look(self.pids, spec=self.spec, init=self.state.pid)
@@ -76,16 +75,14 @@ class Dump:
             os.unlink(f"{self.images}/{manifest.NAME}")  # until this dump is done, the folder is no checkpoint
 
     def suspend_gpu(self) -> None:
-        """Move the GPU's memory into the processes. CUDA can't do that in a frozen container: a paused one is thawed."""
-        self.gpu: dict[str, Any] = {}
-        self.suspension = gpu.plan(self.settings.cuda, self.pids, self.seen.links, self.spec, self.group)
+        """Move the GPU's memory into the processes, which CUDA can't do in a frozen container: a paused one is thawed."""
         if not self.suspension.holders:
             return
         if self.paused:
             self.journal.add("freeze", path=self.group.path, version=self.group.version)
             cgroup.thaw(self.group)
-        self.gpu = self.suspension.suspend(self.journal)
-        self.record.content["bytes"]["gpu"] = self.suspension.bytes
+        self.suspension.suspend(self.journal)
+        self.record.content["bytes"]["gpu"] = self.suspension.taken
 
     def freeze(self) -> None:
         """Stop every task, unless the caller has: from here to the end of CRIU's work the container stands still."""
@@ -100,21 +97,30 @@ class Dump:
         if self.suspension.holders:
             gpu.prove_absent(self.pids)
 
+    def describe(self) -> None:
+        """Take down for the manifest what can't be seen any more when the tasks are gone."""
+        self.described = mounts.describe(
+            self.mountinfo, self.spec, self.host_mounts, self._inside,
+            is_dir=lambda path: os.path.isdir(f"/proc/{self.state.pid}/root{path}"), runtime=self.flavour.name,
+        )  # fmt: skip
+
+    def _inside(self, path: str) -> str:
+        return mounts.inside(f"/proc/{self.state.pid}/root", path)
+
     def detach(self) -> None:
         """Take the file watches away that CRIU can't dump."""
         if watches.empty(self.watches):
             return
         self.journal.add("reattach", record=watches.to_json(self.watches), path=self.group.path,
                          version=self.group.version)  # fmt: skip
-        watches.detach(self.watches)
+        self.watches = watches.detach(self.watches)
 
     def criu(self) -> None:
         """Have the next runtime dump the container; CRIU gets what `look` found in a configuration of its own."""
         path = self.journal.folder + "/criu.conf"
-        externals = mounts.dump_externals(self.mountinfo, self.spec)
+        externals = mounts.dump_externals(self.mountinfo, self.spec, self.host_mounts, self._inside)
         with open(path, "w") as file:
             file.write(config.text(self._options(externals)))
-        self.externals = externals
         ended = stages.run(
             [self.runtime, *self.call.rebuilt(add=self._switches())],
             self.journal,
@@ -141,8 +147,12 @@ class Dump:
             ("link-remap", None),
             ("network-lock", features.network_lock(self.settings.checkpoint.network_lock)),
         ]
-        options += [("external", f"mnt[{key}]:{value}") for key, value in externals]
-        options += [("external", f"file[{mount:x}:{inode:x}]") for mount, inode, _ in needs.external_files]
+        options += [config.external_mount(key, value) for key, value in externals]
+        options += [config.external_file(mount, inode) for mount, inode, _ in needs.external_files]
+        if needs.masters:
+            options.append(("enable-external-masters", None))
+        if needs.skip_in_flight:
+            options.append(("skip-in-flight", None))
         if self.suspension.holders:
             options.append(("libdir", "/nonexistent"))  # CRIU's own CUDA plugin must not act a second time
         return config.Options(tuple(options))
@@ -164,15 +174,15 @@ class Dump:
         root = f"/proc/{self.state.pid}/root"
         with self.record.phase("layer"):
             if self.overlay:
-                saved = layer.save(self.overlay, root, f"{self.images}/{LAYER}")
+                saved = layer.save(self.overlay, root, f"{self.images}/{layer.NAME}")
                 self.record.content["bytes"]["layer"] = saved.bytes
             if self.shm:
-                layer.save_shm(root, f"{self.images}/{SHM}")
+                layer.save_shm(root, f"{self.images}/{layer.SHM_NAME}")
 
     def write_manifest(self) -> None:
         """Say what this checkpoint is: the last step, so that images without it are none."""
         if self.suspension.holders:
-            gpu.prove_in_images(self.images, self.suspension.bytes)
+            gpu.prove_in_images(self.images, self.suspension.taken)
         names = [n for n in os.listdir(self.images) if os.path.isfile(f"{self.images}/{n}") and n not in ("dump.log",)]
         sums = manifest.sums(self.images, names)
         self.record.content["bytes"]["images"] = sum(facts["size"] for facts in sums.values())
@@ -183,9 +193,8 @@ class Dump:
                           "annotations": self.spec.get("annotations", {}), "layer": bool(self.overlay),
                           "shm": bool(self.shm), "terminal": bool(self.spec.get("process", {}).get("terminal"))},
             "files": sums,
-            "mounts": mounts.describe(self.mountinfo, self.spec),
-            "externals": self.externals,
-            "external_files": [[f"{mount:x}:{inode:x}", fd] for mount, inode, fd in self.needs.external_files],
+            "mounts": self.described,
+            "external_files": [[mount, inode, fd] for mount, inode, fd in self.needs.external_files],
             "watches": watches.to_json(self.watches),
             "fingerprints": self.fingerprints,
             "gpu": self.suspension.description,
@@ -196,10 +205,10 @@ class Dump:
         return str(self.spec.get("hostname", ""))
 
     def _move_layer(self) -> None:
-        """In a folder laid out as GRIT and checkpointctl do (CONTAINER/checkpoint) the layer stands beside the images."""
+        """Where the folder is laid out as GRIT's (CONTAINER/checkpoint), the layer stands beside the images."""
         home, last = os.path.split(self.images)
         if last == "checkpoint" and os.path.basename(home) in (self.state.id, specs.container_name(self.spec)):
-            for name in (LAYER, SHM):
+            for name in (layer.NAME, layer.SHM_NAME):
                 if os.path.exists(f"{self.images}/{name}"):
                     os.replace(f"{self.images}/{name}", f"{home}/{name}")
 
@@ -215,6 +224,6 @@ class Dump:
     def discard(self) -> None:
         """After a failed dump: what CRIU wrote is no checkpoint and may be as large as the container's memory."""
         for name in os.listdir(self.images) if os.path.isdir(self.images) else []:
-            if name.endswith(".img") or name in (LAYER, SHM, "descriptors.json"):
+            if name.endswith(".img") or name in (layer.NAME, layer.SHM_NAME, "descriptors.json"):
                 os.unlink(f"{self.images}/{name}")
 

@@ -39,7 +39,7 @@ def fingerprint(fd: int) -> str | None:
 
 
 def mapped(pids: Iterable[int]) -> list[str]:
-    """Paths, as the container sees them, of the files that its processes have mapped, each once, without deleted ones."""
+    """Paths, as the container sees them, of the files that its processes have mapped; each once, no deleted ones."""
     found: dict[str, None] = {}
     for pid in pids:
         try:

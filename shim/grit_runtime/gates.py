@@ -7,12 +7,12 @@ from typing import Any
 
 from grit_runtime.checks import Refusal, refuse
 
-# Flags that differ between two boots of one processor, or that no program is built for.
-UNTOLD = frozenset({"hypervisor", "arch_perfmon", "constant_tsc", "nonstop_tsc", "tsc_reliable", "tsc_known_freq", "ibrs",
-                    "ibpb", "stibp", "ssbd", "md_clear", "flush_l1d", "arch_capabilities", "ibrs_enhanced", "pti",
-                    "user_shstk", "la57", "vmx", "svm", "ept", "vpid", "tpr_shadow", "flexpriority", "vnmi", "aperfmperf",
-                    "cpuid", "rep_good", "nopl", "xtopology", "tsc_deadline_timer", "tsc_adjust", "monitor", "epb",
-                    "cpuid_fault", "dtherm", "ida", "arat", "pln", "pts", "hwp", "lm", "syscall", "mtrr", "pat"})  # fmt: skip
+# Flags of the hypervisor, of power management and of the kernel's mitigations, which no program is built for.
+UNTOLD = frozenset(
+    "hypervisor arch_perfmon constant_tsc nonstop_tsc tsc_reliable tsc_known_freq tsc_adjust tsc_deadline_timer ibrs ibpb "
+    "stibp ssbd md_clear flush_l1d arch_capabilities ibrs_enhanced pti vmx svm ept vpid tpr_shadow flexpriority vnmi "
+    "aperfmperf cpuid rep_good nopl xtopology monitor epb cpuid_fault dtherm ida arat pln pts hwp".split()
+)
 
 
 def node(theirs: dict[str, Any], ours: dict[str, str]) -> list[Refusal]:

@@ -1,9 +1,9 @@
 """What has been done to a container and how each step is undone: on disk before the step is taken.
 
 An operation has a folder in /run/grit-runtime/op. Its file `journal` holds one JSON object a line:
-`{"step": N, "undo": NAME, "args": {...}}` before a step, `{"done": N}` when its undo is no longer wanted. A **guardian**,
-a process of its own session, waits on a pipe; if we die in the middle, whatever killed us, it undoes what is open, in
-reverse. `gritctl recover` does the same for an operation whose guardian died too (the machine went down, say).
+`{"step": N, "undo": NAME, "args": {...}}` before a step, `{"done": N}` when its undo is no longer wanted. A
+**guardian**, a process of its own session, waits on a pipe; if we die in the middle, whatever killed us, it undoes
+what is open, in reverse. `gritctl recover` does the same for an operation whose guardian died too (the machine went down, say).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ UNDO = {
     "end-runtime": "undo:end_runtime",
     "end-restore": "undo:end_restore",
     "rewrite": "undo:rewrite",
+    "remove-shm": "undo:remove_shm",
     "unlend": "undo:unlend",
 }
 
@@ -146,7 +147,9 @@ def operation(name: str) -> Iterator[Journal]:
         for problem in problems:
             print(f"grit-runtime: undo: {problem}", file=sys.stderr)
         journal.close()
-        if not problems:
+        if problems:
+            os.unlink(folder + "/owner")  # nobody works on it any more, once the guardian has tried too
+        else:
             shutil.rmtree(folder, ignore_errors=True)
             os.write(watch[1], b"x")
         os.close(watch[1])
@@ -168,9 +171,8 @@ def _guard(folder: str) -> tuple[int, int]:
             signal.signal(number, signal.SIG_IGN)
         _name("grit-guardian")
         _close_others(read)
-        if os.read(read, 1) != b"x":
-            if not undo_all(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+        if os.read(read, 1) != b"x" and not undo_all(folder):
+            shutil.rmtree(folder, ignore_errors=True)
     finally:
         os._exit(0)
 

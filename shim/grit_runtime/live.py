@@ -9,6 +9,13 @@ from typing import Any, NamedTuple
 
 from grit_runtime.beneath import open_in_root
 
+STATIC = "/usr/share/grit-runtime/criu.conf"
+
+
+def with_criu_config(spec: dict[str, Any]) -> dict[str, Any]:
+    """The spec with our CRIU configuration named in it, whatever a pod wrote there: that file can name code to run."""
+    return {**spec, "annotations": {**(spec.get("annotations") or {}), "org.criu.config": STATIC}}
+
 
 class Namespaces(NamedTuple):
     """The spec's namespaces by type: path of the one to join, or "" for a new one. What isn't there is the host's."""

@@ -1,7 +1,7 @@
 """grit.json: what a checkpoint says of itself and of the node it came from.
 
-It is written last and by rename, so images without it are not a checkpoint. On a restore it is untrusted input: it gives
-values to compare with this node's and keys to look up, never a path to mount or a thing to do.
+It is written last and by rename, so images without it are not a checkpoint. On a restore it is untrusted input: it
+gives values to compare with this node's and keys to look up, never a path to mount or a thing to do.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The network of a container that is being restored: its loopback up, and addresses of the old node lent to it.
 
-CRIU binds every socket to the address it had. Where the live network namespace doesn't have that address any more, it is
-lent to `lo` until CRIU is done; then the established connections that used it are ended (SOCK_DESTROY, so that the
+CRIU binds every socket to the address it had. Where the live network namespace doesn't have that address any more, it
+is lent to `lo` until CRIU is done; then the established connections that used it are ended (SOCK_DESTROY, so that the
 program sees ECONNABORTED on those alone) and the address is taken away.
 """
 
@@ -116,13 +116,16 @@ def destroy(local: Sequence[str]) -> int:
             continue
         # struct inet_diag_req_v2: family, protocol, ext, pad, states, id (48 bytes)
         request = struct.pack("BBBBI", family, socket.IPPROTO_TCP, 0, 0, 0xFFFFFFFF & ~(1 << TCP_LISTEN)) + bytes(48)
-        for _, body in list(_ask(NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, request)):
+        for _, body in _ask(NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, request):
             # struct inet_diag_msg: family, state, timer, retrans, then the id: ports (4), source (16), ...
             source = body[8:24][: 4 if family == socket.AF_INET else 16]
             if source in wanted:
                 order = struct.pack("BBBBI", family, socket.IPPROTO_TCP, 0, 0, 0xFFFFFFFF) + body[4:52]
-                list(_ask(NETLINK_SOCK_DIAG, SOCK_DESTROY, NLM_F_ACK, order))
-                ended += 1
+                try:
+                    _ask(NETLINK_SOCK_DIAG, SOCK_DESTROY, NLM_F_ACK, order)
+                    ended += 1
+                except FileNotFoundError:
+                    pass  # the other end of it was ours too, and this one went with that
     return ended
 
 
@@ -140,7 +143,7 @@ def _change(wanted: Sequence[str], kind: int, flags: int) -> bytes:
         for attribute in (IFA_LOCAL, IFA_ADDRESS):
             body += struct.pack("HH", 4 + len(address.packed), attribute) + address.packed
         try:
-            list(_ask(NETLINK_ROUTE, kind, NLM_F_ACK | flags, body))
+            _ask(NETLINK_ROUTE, kind, NLM_F_ACK | flags, body)
         except OSError as error:
             if error.errno not in (17, 99):  # EEXIST: lent already; EADDRNOTAVAIL: taken back already
                 raise
@@ -149,7 +152,7 @@ def _change(wanted: Sequence[str], kind: int, flags: int) -> bytes:
 
 def _ask(protocol: int, kind: int, flags: int, body: bytes) -> list[tuple[int, bytes]]:
     """One netlink request; its answers as (type, body without the header)."""
-    found = []
+    found: list[tuple[int, bytes]] = []
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol) as sock:
         sock.settimeout(10)
         sock.send(struct.pack("IHHII", 16 + len(body), kind, NLM_F_REQUEST | flags, 1, 0) + body)

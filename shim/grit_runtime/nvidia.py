@@ -7,6 +7,7 @@ nothing: the edit is made, and no container is.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from typing import Any
@@ -32,7 +33,8 @@ def inject(settings: Settings, runtime: str, spec: dict[str, Any], folder: str) 
     """
     bundle = folder + "/injection"
     os.makedirs(bundle, mode=0o700, exist_ok=True)
-    specs.create(bundle, spec)
+    with open(bundle + "/config.json", "w") as copy:
+        json.dump(spec, copy)
     config = folder + "/nvidia.toml"
     with open(config, "w") as file:
         file.write(private_config(_text(settings.nvidia.config)))
@@ -61,15 +63,10 @@ def real_sources(spec: dict[str, Any]) -> dict[str, Any]:
     """The spec with every bind's source resolved: CRIU can't make a mount private whose source was a symlink."""
     mounts = []
     for mount in spec.get("mounts", []):
-        if is_bind(mount) and mount.get("source"):
+        if specs.is_bind(mount) and mount.get("source"):
             mount = {**mount, "source": os.path.realpath(mount["source"])}
         mounts.append(mount)
     return {**spec, "mounts": mounts}
-
-
-def is_bind(mount: dict[str, Any]) -> bool:
-    """Whether a mount of an OCI spec is a bind, as runc decides it."""
-    return mount.get("type") == "bind" or bool({"bind", "rbind"} & set(mount.get("options") or []))
 
 
 def _text(path: str) -> str:

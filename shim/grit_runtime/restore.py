@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 from grit_runtime import (
@@ -28,13 +27,11 @@ from grit_runtime import (
 from grit_runtime import spec as specs
 from grit_runtime.argv import Call
 from grit_runtime.beneath import open_in_root
-from grit_runtime.checks import refuse
-from grit_runtime.criu import config, features, images, log
+from grit_runtime.checks import Refusal, refuse
+from grit_runtime.criu import complete, config, features, log, mountpoints, openfiles
 from grit_runtime.journal import RUN, Journal
 from grit_runtime.recording import Recording
 from grit_runtime.settings import Settings
-
-STATIC = "/usr/share/grit-runtime/criu.conf"
 
 
 class Restore:
@@ -54,7 +51,7 @@ class Restore:
 
     def compare(self) -> None:
         """Read the manifest and the images; refuse what this node can't restore, before anything is changed."""
-        if chain.exists(self.runtime, self.call):
+        if self._exists():
             raise refuse("container-exists", id=self.call.id)
         self.flavour = chain.flavour(self.runtime)
         self.manifest = manifest.read(self.source.images)
@@ -63,39 +60,49 @@ class Restore:
         for name, what in manifest.differences(self.source.images, self.manifest["files"], content=False):
             if name not in (layer.NAME, layer.SHM_NAME):  # these may stand beside the images
                 raise refuse("image-changed", name=name, path=self.source.images, what=what)
-        images.complete(self.source.images)
+        complete.complete(self.source.images)
         if self.manifest["container"].get("terminal") and not self.call.option("--console-socket"):
             raise refuse("terminal-needs-console", id=self.call.id)
+
+    def _exists(self) -> bool:
+        try:
+            chain.ask_state(self.runtime, self.call)
+        except Refusal as refusal:
+            if refusal.reason != "container-unknown":
+                raise
+            return False
+        return True
 
     def make_spec(self) -> None:
         """The live spec as it must be for these images: injected, sources real, the image's mounts found in it."""
         spec = self.spec
-        needed = [mount.key for mount in images.mounts(self.source.images) if mount.key]
+        needed = [mount.key for mount in mountpoints.mounts(self.source.images) if mount.key]
         if nvidia.wanted(self.settings, self.runtime) and lacks(spec, needed):
             spec = nvidia.inject(self.settings, self.runtime, spec, self.journal.folder)
         spec = nvidia.real_sources(spec)
         self.rootfs = os.path.join(self.bundle, (spec.get("root") or {}).get("path") or "rootfs")
         self.plan = mounts.restore_plan(
-            images.mounts(self.source.images), spec, self.manifest["mounts"], self.settings.restore.optional_mounts,
+            mountpoints.mounts(self.source.images), spec, self.manifest["mounts"], self.settings.restore.optional_mounts,
             resolve=lambda path: mounts.inside(self.rootfs, path), allow=self.allow,
         )  # fmt: skip
         gates.first(self.plan.refusals, self.allow)
         added = [*self.plan.add, *(_placeholder(p.key, p.kind) for p in self.plan.placeholders)]
-        annotations = {**(spec.get("annotations") or {}), "org.criu.config": STATIC}
-        spec = {**spec, "mounts": [*(spec.get("mounts") or []), *added], "annotations": annotations}
-        self.gpu = gpu.plan_restore(self.settings.cuda, self.manifest["gpu"], spec)
+        spec = live.with_criu_config({**spec, "mounts": [*(spec.get("mounts") or []), *added]})
+        self.gpu = gpu.plan_restore(self.settings.cuda, self.manifest["gpu"], spec, self.allow)
         self.spec = self.gpu.raised(spec)
-        text = specs.text(self.bundle)
-        self.journal.add("rewrite", path=f"{self.bundle}/config.json", text=text)
+        self.gpu.make_room(self.journal)
+        with open(f"{self.bundle}/config.json") as file:
+            self.journal.add("rewrite", path=f"{self.bundle}/config.json", text=file.read())
         specs.write(self.bundle, self.spec)
 
     def fill_rootfs(self) -> None:
         """Apply the rw layer and /dev/shm, make the mountpoints of what hooks had mounted, and compare the files."""
         if self.source.layer:
             layer.apply_once(self.source.layer, self.rootfs)
-        shm = _source(self.spec, "/dev/shm")
+        shm = specs.bind_source(self.spec, "/dev/shm")
         if self.source.shm and shm:
-            layer.apply_shm(self.source.shm, shm)
+            placed = layer.apply_shm(self.source.shm, shm)
+            self.journal.add("remove-shm", folder=shm, made=list(placed.made))
         for path, kind in self.plan.scratch:
             _make_point(self.rootfs, path, kind)
         theirs = self.manifest["fingerprints"]
@@ -109,10 +116,7 @@ class Restore:
             for path in paths:
                 if isinstance(path, str) and path.startswith("/"):
                     source = _bind_of(self.spec, path)
-                    if source is not None:
-                        found[path] = _fingerprint(lambda source=source: os.open(source, os.O_RDONLY | os.O_CLOEXEC))
-                    else:
-                        found[path] = _fingerprint(lambda path=path: open_in_root(root, path, os.O_RDONLY))
+                    found[path] = _fingerprint(root, path, source)
         finally:
             os.close(root)
         return found
@@ -132,8 +136,8 @@ class Restore:
         with open(path, "w") as file:
             file.write(config.text(self._options()))
         step = self.journal.add(
-            "end-restore", runtime=self.runtime, options=list(self.call.options), id=self.call.id, bundle=self.bundle,
-            root=self.rootfs, groups=[_group(self.spec, self.call.id)], stages=self.journal.folder + "/stages",
+            "end-restore", runtime=self.runtime, options=list(self.call.options), id=self.call.id, root=self.rootfs,
+             groups=[_group(self.spec, self.call.id)], stages=self.journal.folder + "/stages",
         )  # fmt: skip
         self.restore_step = step
         ended = stages.run(
@@ -160,9 +164,9 @@ class Restore:
             ("network-lock", features.network_lock(self.settings.checkpoint.network_lock)),
         ]
         options += [("external", f"mnt[{key}]:{value}") for key, value in self.plan.externals]
-        for key, fd in self.manifest.get("external_files", []):
+        for mount, inode, fd in self.manifest.get("external_files", []):
             if fd in (0, 1, 2):
-                options.append(("inherit-fd", f"fd[{fd}]:file[{key}]"))
+                options.append(config.inherit_file(fd, int(mount), int(inode)))
         if self.held and self.flavour.name == "crun":
             # crun moves the tasks into their cgroup when CRIU is done, so there is nothing to freeze before.
             options.append(("leave-stopped", None))
@@ -190,7 +194,7 @@ class Restore:
         if "network" not in known.paths or not pid:
             return
         network.loopback_up(pid)
-        lent = network.missing(pid, images.addresses(self.source.images))
+        lent = network.missing(pid, openfiles.addresses(self.source.images))
         if lent and not self.lent:
             self.lent = lent
             self.journal.add("unlend", pid=pid, start=process.started(pid), addresses=lent)
@@ -209,9 +213,8 @@ class Restore:
             cgroup.freeze(group)
         pids = cgroup.processes(group) if group != cgroup.of(os.getpid()) else process.tree(pid)
         record = watches.from_json(self.manifest["watches"])
-        for problem in watches.reattach(record, pids):
-            self.record.note(problem)
-        watches.rearm(record, pids)
+        for problem in [*watches.reattach(record, pids), *watches.rearm(record, pids)]:
+            self.record.note(str(problem))
 
     def settle_network(self) -> None:
         """CRIU is done with the lent addresses: their connections end, and they go."""
@@ -238,7 +241,7 @@ class Restore:
     def stay(self) -> None:
         """It worked: nothing of it is undone any more."""
         for step, undo in list(self.journal.open.items()):
-            if undo in ("end-restore", "rewrite", "thaw"):
+            if undo in ("end-restore", "rewrite", "thaw", "remove-shm", "lower-limit"):
                 self.journal.forget(step)
 
     def _known_group(self) -> cgroup.Group:
@@ -265,27 +268,22 @@ def _placeholder(key: str, kind: str) -> dict[str, Any]:
     return {"destination": key, "type": "bind", "source": path, "options": ["bind", "ro", "nosuid", "nodev", "noexec"]}
 
 
-def _source(spec: dict[str, Any], destination: str) -> str | None:
-    for mount in spec.get("mounts") or []:
-        if mount.get("destination") == destination and nvidia.is_bind(mount):
-            return str(mount["source"])
-    return None
-
-
 def _bind_of(spec: dict[str, Any], path: str) -> str | None:
     """Where `path` lies on this node if it is in a bind mount of the spec; the longest destination wins."""
     best = ""
     source = ""
     for mount in spec.get("mounts") or []:
         point = str(mount.get("destination", "")).rstrip("/")
-        if nvidia.is_bind(mount) and (path == point or path.startswith(point + "/")) and len(point) > len(best):
+        if specs.is_bind(mount) and (path == point or path.startswith(point + "/")) and len(point) > len(best):
             best, source = point, str(mount["source"])
     return source + path[len(best) :] if best else None
 
 
-def _fingerprint(opened: Callable[[], int]) -> str | None:
+def _fingerprint(root: int, path: str, source: str | None) -> str | None:
+    """Of `source`, a path of this node from the live spec, or of `path` as the container will see it."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        fd = opened()
+        fd = open_in_root(root, path, flags) if source is None else os.open(source, flags)
     except OSError:
         return None
     try:

@@ -85,3 +85,16 @@ def is_sandbox(spec: Spec) -> bool:
     """Whether this is a pod's sandbox (its pause container), which is never worked on."""
     known = notes(spec)
     return any(known.get(key) == "sandbox" for key in _TYPES)
+
+
+def is_bind(mount: dict[str, Any]) -> bool:
+    """Whether an entry of `mounts` is a bind mount, as runc decides it."""
+    return mount.get("type") == "bind" or bool({"bind", "rbind"} & set(mount.get("options") or []))
+
+
+def bind_source(spec: Spec, destination: str) -> str | None:
+    """The source of the bind mount at `destination`; None where there is no bind."""
+    for mount in spec.get("mounts") or []:
+        if mount.get("destination") == destination and is_bind(mount):
+            return str(mount["source"])
+    return None

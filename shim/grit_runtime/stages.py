@@ -87,7 +87,9 @@ def _serve(
     poll.register(ask, select.POLLIN)
     if child.stderr:
         poll.register(child.stderr.fileno(), select.POLLIN)
-    said, error, seen = b"", None, {}
+    said = b""
+    error: Exception | None = None
+    seen: dict[str, float] = {}
     running = True
     try:
         while running:
@@ -95,7 +97,10 @@ def _serve(
             if not ready:
                 return None
             if child.stderr and child.stderr.fileno() in ready:
-                said += _pass_on(child.stderr.fileno(), poll)
+                part = _pass_on(child.stderr.fileno())
+                said += part
+                if not part:
+                    poll.unregister(child.stderr.fileno())
             if ask in ready:
                 for line in os.read(ask, 4096).decode().splitlines():
                     stage, pid = line.split()[:2]
@@ -106,7 +111,7 @@ def _serve(
             running = exited not in ready
         code = child.wait()
         while child.stderr and _waiting(child.stderr.fileno()):
-            part = _pass_on(child.stderr.fileno(), poll)
+            part = _pass_on(child.stderr.fileno())
             if not part:
                 break
             said += part
@@ -127,11 +132,9 @@ def _handle(handler: Handler | None, pid: int) -> Exception | None:
     return None
 
 
-def _pass_on(fd: int, poll: select.poll) -> bytes:
+def _pass_on(fd: int) -> bytes:
     part = os.read(fd, 65536)
-    if not part:
-        poll.unregister(fd)
-    else:
+    if part:
         os.write(2, part)
     return part
 

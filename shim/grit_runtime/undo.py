@@ -41,11 +41,18 @@ def resume_gpu(record: dict[str, Any]) -> None:
     gpu.resume(record)
 
 
-def lower_limit(record: dict[str, Any]) -> None:
-    """Of raising a memory limit."""
+def lower_limit(record: list[list[Any]]) -> None:
+    """Of raising memory limits: [[file, bytes], ...]."""
     from grit_runtime import gpu
 
     gpu.lower_limit(record)
+
+
+def remove_shm(folder: str, made: list[str]) -> None:
+    """Of unpacking /dev/shm: only what was made there goes."""
+    from grit_runtime import layer
+
+    layer.remove_shm(folder, made)
 
 
 def huge_pages(record: dict[str, Any]) -> None:
@@ -97,7 +104,7 @@ def end_runtime(stages: str) -> None:
         time.sleep(0.02)
 
 
-def end_restore(runtime: str, options: list[str], id: str, bundle: str, root: str, groups: list[str], stages: str) -> None:
+def end_restore(runtime: str, options: list[str], id: str, root: str, groups: list[str], stages: str) -> None:
     """Of a restore: nothing of the container is left: no task, no cgroup, no mount, no state of the next runtime."""
     tasks = _descendants(_with_variable(f"GRIT_STAGES={stages}"))
     own = cgroup.mounted()
@@ -120,7 +127,7 @@ def end_restore(runtime: str, options: list[str], id: str, bundle: str, root: st
 
 
 def _mounts_below(root: str) -> list[str]:
-    """Mounts that a killed restore left on the bundle's rootfs, above the one that was there before it, newest first."""
+    """Mounts that a killed restore left on a bundle's rootfs, above the caller's own, newest first."""
     points = []
     with open("/proc/self/mountinfo") as lines:
         for line in lines:

@@ -81,10 +81,6 @@ REASONS = {
         "the checkpoint was made through {theirs}, and this node's low-level runtime is {ours}; they name mounts differently",
         "Restore it through {theirs}.",
     ),
-    "driver-mismatch": Reason(
-        "the checkpoint was made with NVIDIA driver {theirs}, and this node has {ours}",
-        "Restore it on a node with driver {theirs}: the processes have its libraries mapped.",
-    ),
     "file-differs": Reason(
         "{path} is another file here than where the checkpoint was made",
         "Use the same image and the same driver version on both nodes.",

@@ -20,7 +20,9 @@ from grit_runtime.argv import Call
 from grit_runtime.checks import refuse
 from grit_runtime.settings import Settings
 
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
+FORWARDED = (
+    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT,
+)  # fmt: skip
 
 
 def restore(call: Call, settings: Settings) -> int:

@@ -28,6 +28,7 @@ def run(call: Call, settings: Settings) -> int:
         try:
             with record.phase("suspend"):
                 dump.suspend_gpu()
+            dump.describe()
             with record.phase("frozen"):
                 dump.freeze()
                 dump.detach()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from grit_runtime import chain, policy
+from grit_runtime import chain, live, policy
 from grit_runtime import spec as specs
 from grit_runtime.argv import Call
 from grit_runtime.settings import Settings
@@ -19,7 +19,7 @@ def run(call: Call, settings: Settings) -> int:
         chain.execute(runtime, call.rebuilt())
     wish = policy.wish(spec, settings)
     if wish is None or policy.used(spec, wish):
-        specs.write(bundle, specs.with_criu_config(spec))
+        specs.write(bundle, live.with_criu_config(spec))
         chain.execute(runtime, call.rebuilt())
     from grit_runtime import locate
     from grit_runtime.commands.restore import bring_back
