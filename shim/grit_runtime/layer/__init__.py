@@ -1,8 +1,8 @@
 """The container's rw layer, and the /dev/shm it shares with its pod: saved at dump, put in place before a restore.
 
-    found = layer.of_process(pid)                       # or of_rootfs("<bundle>/rootfs"); None: nothing to carry
-    layer.save(layer.resolve(found, near), rootfs, out)  # rootfs-diff.tar, an OCI layer
-    layer.apply(tar, "<bundle>/rootfs")
+    found = layer.overlay(mounts.read(pid))              # None: nothing to carry
+    layer.save(found, f"/proc/{pid}/root", out)          # an OCI layer
+    layer.apply_once(archive, f"{bundle}/rootfs")
 
 The names are fetched from their modules when they are asked for: a dump loads nothing of what a restore needs.
 """
@@ -12,19 +12,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from grit_runtime.layer.applying import Applied, applied, apply
-    from grit_runtime.layer.mounted import Overlay, of_process, of_rootfs, overlay, resolve
+    from grit_runtime.layer.applying import Applied, applied, apply, apply_once
+    from grit_runtime.layer.mounted import Overlay, overlay, shm_of
     from grit_runtime.layer.saving import Saved, save, save_shm
     from grit_runtime.layer.shm import Placed, apply_shm, remove_shm
 
+NAME = "rootfs-diff.tar"
+SHM_NAME = "shm.tar"
+
 __all__ = [
-    "Applied", "Overlay", "Placed", "Saved", "applied", "apply", "apply_shm", "of_process", "of_rootfs", "overlay",
-    "remove_shm", "resolve", "save", "save_shm",
+    "NAME", "SHM_NAME", "Applied", "Overlay", "Placed", "Saved", "applied", "apply", "apply_once", "apply_shm",
+    "overlay", "remove_shm", "save", "save_shm", "shm_of",
 ]  # fmt: skip
 
 _HOME = {
-    "Applied": "applying", "applied": "applying", "apply": "applying",
-    "Overlay": "mounted", "of_process": "mounted", "of_rootfs": "mounted", "overlay": "mounted", "resolve": "mounted",
+    "Applied": "applying", "applied": "applying", "apply": "applying", "apply_once": "applying",
+    "Overlay": "mounted", "overlay": "mounted", "shm_of": "mounted",
     "Saved": "saving", "save": "saving", "save_shm": "saving",
     "Placed": "shm", "apply_shm": "shm", "remove_shm": "shm",
 }  # fmt: skip

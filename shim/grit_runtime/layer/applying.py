@@ -1,6 +1,6 @@
 """Apply an OCI layer to the root filesystem of a container that is about to be restored.
 
-The archive is untrusted. What it can do is bounded to the root filesystem: every step goes through `beneath.Tree`.
+The archive is untrusted. What it can do is bounded to the root filesystem: every step goes through `Tree`.
 Kept as they are: owner, permission bits with setuid and setgid, file capabilities. They are the container's own, its
 image may hold such files too, and nobody but its processes reaches that root filesystem. Left out: device nodes, which
 the live spec provides, and attributes other than user.*, ACLs and capabilities.
@@ -18,10 +18,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from grit_runtime.checks import refuse
-from grit_runtime.layer import beneath
-from grit_runtime.layer.beneath import Tree, Unsafe
 from grit_runtime.layer.saving import OPAQUE, WHITEOUT, carried
 from grit_runtime.layer.tarin import Corrupt, Member, Reader, TooLarge
+from grit_runtime.layer.tree import Tree, Unsafe, lstat, split
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _LINKABLE = (stat.S_IFREG, stat.S_IFLNK, stat.S_IFIFO)
@@ -36,9 +35,15 @@ class Applied(NamedTuple):
     already: bool = False
 
 
+def apply_once(archive: str, rootfs: str) -> Applied:
+    """As `apply`, unless all of the layer is in `rootfs` already: GRIT's containerd shim, and containerd's own restore,
+    apply it before they call the runtime. By what is there, not by a mark: a new rootfs then needs none."""
+    return Applied(0, 0, 0, True) if applied(archive, rootfs) else apply(archive, rootfs)
+
+
 def apply(archive: str, rootfs: str) -> Applied:
-    """The layer in `archive` (tar, plain or gzip whatever its name) onto the mounted directory `rootfs`, once: if all
-    of it is there already, as when GRIT's containerd did it, nothing is done. Doing it again would change nothing.
+    """The layer in `archive` (tar, plain or gzip whatever its name) onto the mounted directory `rootfs`. Doing it twice
+    comes to the same as once.
 
     Refuses layer-corrupt, layer-hostile, layer-too-large (more than is free), layer-apply-failed.
     """
@@ -48,8 +53,6 @@ def apply(archive: str, rootfs: str) -> Applied:
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise Corrupt("it is not a regular file")
-            if _in_place(fd, rootfs):
-                return Applied(0, 0, 0, True)
             return _Apply(fd, rootfs, at).run()
         finally:
             os.close(fd)
@@ -115,7 +118,7 @@ class _Apply:
         return Applied(self.bytes, self.entries, self.left_out)
 
     def _member(self, tree: Tree, member: Member) -> None:
-        parts = beneath.split(member.name)
+        parts = split(member.name)
         if not parts:
             if member.kind != "5":
                 raise Unsafe("the root is not a directory in it")
@@ -140,7 +143,7 @@ class _Apply:
 
     def _directory(self, tree: Tree, parts: tuple[str, ...], member: Member, parent: int | None = None) -> None:
         if parent is not None:
-            st = beneath.lstat(parent, parts[-1])
+            st = lstat(parent, parts[-1])
             if st is None or not stat.S_ISDIR(st.st_mode):
                 tree.remove(parent, parts[-1])
                 os.mkdir(parts[-1], 0o700, dir_fd=parent)
@@ -171,16 +174,16 @@ class _Apply:
         os.utime(name, ns=(member.mtime, member.mtime), dir_fd=parent, follow_symlinks=False)
 
     def _hard_link(self, tree: Tree, parent: int, name: str, member: Member) -> None:
-        *above, first = beneath.split(member.link) or ("",)
+        *above, first = split(member.link) or ("",)
         other = Tree(os.dup(self.root))
         try:
             source = other.directory(tuple(above))
-            st = beneath.lstat(source, first) if source is not None and first else None
+            st = lstat(source, first) if source is not None and first else None
             if source is None or st is None:
                 raise Unsafe(f"a hard link to {member.link}, which is not there")
             if stat.S_IFMT(st.st_mode) not in _LINKABLE:
                 raise Unsafe(f"a hard link to {member.link}, which is no file")
-            present = beneath.lstat(parent, name)
+            present = lstat(parent, name)
             if present is not None and (present.st_dev, present.st_ino) == (st.st_dev, st.st_ino):
                 return
             tree.remove(parent, name)
@@ -237,7 +240,7 @@ def _in_place(fd: int, rootfs: str) -> bool:
     try:
         space = os.statvfs(rootfs)
         for member in Reader(fd, space.f_blocks * space.f_frsize):
-            parts = beneath.split(member.name)
+            parts = split(member.name)
             if not parts or member.kind in "34":
                 continue
             *above, name = parts
@@ -247,9 +250,9 @@ def _in_place(fd: int, rootfs: str) -> bool:
             if name == OPAQUE:
                 opaque.append(tuple(above))
             elif name.startswith(WHITEOUT):
-                if parent is not None and beneath.lstat(parent, name[len(WHITEOUT) :] or ".") is not None:
+                if parent is not None and lstat(parent, name[len(WHITEOUT) :] or ".") is not None:
                     return False
-            elif parent is None or not _same(beneath.lstat(parent, name), member):
+            elif parent is None or not _same(lstat(parent, name), member):
                 return False
             else:
                 names.setdefault("/".join(above), set()).add(name)

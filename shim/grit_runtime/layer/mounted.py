@@ -1,20 +1,25 @@
-"""Which directories an overlay mount is made of, read from its line in mountinfo.
+"""Which directories the container's root overlay is made of, and whether its /dev/shm is its own.
 
-The line's format is proc_pid_mountinfo(5); the options are what the kernel's fs/overlayfs prints. A value has two
-kinds of escapes: octal ones (`\\040`) that every value gets on its way out, and overlay's own (`\\:`) that whoever
-mounted it had to write in a list of lower directories.
+Both are read from mountinfo (proc_pid_mountinfo(5)); an overlay's options are what the kernel's fs/overlayfs prints. A
+value has two kinds of escapes: octal ones (`\\040`), which every value gets on its way out, and overlay's own (`\\:`),
+which whoever mounted it had to write in a list of lower directories.
 """
 
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
 
 from grit_runtime.checks import refuse
 
+if TYPE_CHECKING:
+    from grit_runtime.mounts import Mount
+
 
 class Overlay(NamedTuple):
-    """`upper` is as the kernel tells it and may be relative (see `resolve`); `xattr` is the prefix of overlay's marks.
+    """`upper` and `work` are as the kernel tells them and may be relative (see `place`); `dev` is "major:minor" of the
+    mount, `xattr` the prefix of overlay's marks.
 
     `lowers`, the topmost first, may be relative too: containerd and podman shorten a long list by changing directory
     before they mount. Nothing here reads them.
@@ -23,22 +28,88 @@ class Overlay(NamedTuple):
     upper: str
     lowers: tuple[str, ...] = ()
     work: str = ""
+    dev: str = ""
     xattr: str = "trusted.overlay."
 
 
-def unescape(text: str) -> str:
-    """The kernel's octal escapes undone, once."""
+def overlay(mounts: Iterable[Mount], point: str = "/") -> Overlay | None:
+    """The overlay mounted at `point`; of several mounts there the last lies on top.
+
+    None when there is no rw layer to carry: another file system, no upper directory, or a folder somewhere inside of
+    an overlay, which is an ordinary bind.
+    """
+    top = None
+    for mount in mounts:
+        if mount.point == point:
+            top = mount
+    if top is None or top.fstype != "overlay" or top.root != "/":
+        return None
+    upper = work = ""
+    lowers: list[str] = []
+    prefix = "trusted.overlay."
+    for option in top.super_options:
+        key, _, raw = option.partition("=")
+        value = octal(raw)
+        if key == "upperdir":
+            upper = value
+        elif key == "workdir":
+            work = value
+        elif key == "lowerdir":
+            lowers += split_lowers(value)
+        elif key in ("lowerdir+", "datadir+"):  # as mount(8) gives them by the new system calls: one a layer
+            lowers.append(value)
+        elif key == "userxattr":
+            prefix = "user.overlay."
+    return Overlay(upper, tuple(lowers), work, top.dev, prefix) if upper else None
+
+
+def shm_of(mounts: Iterable[Mount], node: Iterable[Mount] | None = None) -> Mount | None:
+    """The mount at /dev/shm when CRIU won't dump it: a tmpfs that this node has mounted somewhere too (`node`: its
+    mounts), such as the sandbox's, or an emptyDir in memory. One that exists in the container alone is its own."""
+    top = None
+    for mount in mounts:
+        if mount.point == "/dev/shm":
+            top = mount
+    if top is None or top.fstype != "tmpfs":
+        return None
+    return top if any(mount.dev == top.dev for mount in (_ours() if node is None else node)) else None
+
+
+def place(found: Overlay, node: Iterable[Mount] | None = None) -> tuple[Overlay, str]:
+    """`found` with an upper directory that exists, absolute; and where on this node the overlay is mounted, or "".
+
+    A relative one is looked for from each folder above that mount: podman mounts from its storage folder.
+    """
+    seen = ""
+    for mount in _ours() if node is None else node:
+        if mount.dev == found.dev and mount.root == "/" and mount.fstype == "overlay":
+            seen = mount.point
+    # Older kernels print the value as it was given, with overlay's escapes, newer ones without.
+    for upper in dict.fromkeys((found.upper, _plain(found.upper))):
+        base = os.path.dirname(seen) if seen else "/"
+        while True:
+            path = os.path.join(base, upper)
+            if os.path.isdir(path) and (os.path.isabs(upper) or os.path.isdir(os.path.join(base, found.work))):
+                return found._replace(upper=path), seen
+            if base == "/" or os.path.isabs(upper):
+                break
+            base = os.path.dirname(base)
+    raise refuse("layer-upper-unknown", upper=found.upper)
+
+
+def octal(text: str) -> str:
+    """The kernel's octal escapes undone, once; a backslash before anything else stays."""
     first, *rest = text.split("\\")
     out = [first]
     for part in rest:
         digits = part[:3]
-        octal = len(digits) == 3 and all(c in "01234567" for c in digits)
-        out.append(chr(int(digits, 8) & 0xFF) + part[3:] if octal else "\\" + part)
+        known = len(digits) == 3 and all(c in "01234567" for c in digits)
+        out.append(chr(int(digits, 8) & 0xFF) + part[3:] if known else "\\" + part)
     return "".join(out)
 
 
 def split_lowers(text: str) -> tuple[str, ...]:
-    """The value of lowerdir, a list with `:` between (`::` before data-only layers) and `\\` before a literal one."""
+    """The value of lowerdir: a list with `:` between (`::` before data-only layers) and `\\` before a literal one."""
     out, item, escaped = [], "", False
     for c in text:
         if escaped or c not in "\\:":
@@ -51,73 +122,12 @@ def split_lowers(text: str) -> tuple[str, ...]:
     return tuple(part for part in [*out, item] if part)
 
 
-def overlay(line: str) -> Overlay | None:
-    """The overlay that this line of mountinfo shows whole and writable, or None: another type, no upper directory,
-    or a folder somewhere inside of an overlay, which is then an ordinary bind."""
-    fields = line.rstrip("\n").split(" ")
-    try:
-        tail = fields[fields.index("-", 6) + 1 :]
-        kind, options, root = tail[0], tail[2], fields[3]
-    except (ValueError, IndexError):
-        return None
-    if kind != "overlay" or root != "/":
-        return None
-    upper = work = ""
-    lowers: list[str] = []
-    prefix = "trusted.overlay."
-    for option in options.split(","):
-        key, _, raw = option.partition("=")
-        value = unescape(raw)
-        if key == "upperdir":
-            upper = value
-        elif key == "workdir":
-            work = value
-        elif key == "lowerdir":
-            lowers += split_lowers(value)
-        elif key in ("lowerdir+", "datadir+"):
-            lowers.append(value)
-        elif key == "userxattr":
-            prefix = "user.overlay."
-    return Overlay(upper, tuple(lowers), work, prefix) if upper else None
+def _plain(text: str) -> str:
+    """A single value without overlay's escapes."""
+    return "\\".join(part.replace("\\", "") for part in text.split("\\\\"))
 
 
-def of_mountpoint(mountinfo: str, mountpoint: str) -> Overlay | None:
-    """The overlay mounted at `mountpoint` in the text of a mountinfo file: the last one listed lies on top."""
-    found = None
-    for line in mountinfo.split("\n"):
-        fields = line.split(" ", 5)
-        if len(fields) > 5 and unescape(fields[4]) == mountpoint:
-            found = overlay(line)
-    return found
+def _ours() -> Iterable[Mount]:
+    from grit_runtime.mounts import read
 
-
-def of_process(pid: int) -> Overlay | None:
-    """The overlay that is the root of process `pid`; None when its root filesystem is something else."""
-    return of_mountpoint(_read(f"/proc/{pid}/mountinfo"), "/")
-
-
-def of_rootfs(rootfs: str) -> Overlay | None:
-    """The overlay mounted at this path in our own mount namespace, such as `<bundle>/rootfs`."""
-    return of_mountpoint(_read("/proc/self/mountinfo"), os.path.realpath(rootfs))
-
-
-def resolve(found: Overlay, near: str = "") -> Overlay:
-    """`found` with the absolute path of an upper directory that exists. A relative one is looked for from each folder
-    above `near`, the path where the overlay is mounted on the node: podman mounts from its storage folder."""
-    work = found.work
-    for upper in dict.fromkeys((found.upper, found.upper.replace("\\:", ":").replace("\\\\", "\\"))):
-        if os.path.isabs(upper):
-            if os.path.isdir(upper):
-                return found._replace(upper=upper)
-            continue
-        base = os.path.dirname(os.path.abspath(near)) if near else "/"
-        while base != "/":
-            if os.path.isdir(os.path.join(base, upper)) and os.path.isdir(os.path.join(base, work)):
-                return found._replace(upper=os.path.join(base, upper), work=os.path.join(base, work))
-            base = os.path.dirname(base)
-    raise refuse("layer-upper-unknown", upper=found.upper)
-
-
-def _read(path: str) -> str:
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        return file.read()
+    return read("self")

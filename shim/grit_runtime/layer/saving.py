@@ -13,15 +13,17 @@ import stat
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from grit_runtime import beneath
 from grit_runtime.checks import refuse
-from grit_runtime.layer import beneath
 from grit_runtime.layer.copying import segments
-from grit_runtime.layer.mounted import Overlay
+from grit_runtime.layer.mounted import Overlay, place
 from grit_runtime.layer.tarout import NOTHING, Attributes, Changed, Writer, charset, sparse_map
+from grit_runtime.layer.tree import lstat
 
 WHITEOUT, OPAQUE = ".wh.", ".wh..wh..opq"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_STRICT = beneath.RESOLVE_BENEATH | beneath.RESOLVE_NO_SYMLINKS | beneath.RESOLVE_NO_XDEV
 _KINDS = {stat.S_IFREG: b"0", stat.S_IFLNK: b"2", stat.S_IFDIR: b"5", stat.S_IFIFO: b"6"}
 
 
@@ -36,11 +38,15 @@ class Saved(NamedTuple):
 def save(overlay: Overlay, merged_root: str, out: str, *, skip: Iterable[str] = ()) -> Saved:
     """The rw layer of `overlay` into the new file `out` (mode 0600, there at once and whole, replacing an old one).
 
-    `merged_root` is where the overlay can be seen as a whole: `<bundle>/rootfs` if it is mounted there in our mount
-    namespace, since nothing is mounted over parts of it, else `/proc/PID/root`. `skip`: paths below the root, without
-    a leading slash, that are left out with all below them. Refuses layer-unreadable, layer-unwritable.
+    `merged_root` shows the overlay as the container sees it, `/proc/PID/root`; where our own mount namespace has it
+    too, as `<bundle>/rootfs`, that is read instead, since there nothing is mounted over parts of it. `skip`: paths
+    below the root, without a leading slash, that are left out with all below them.
+    Refuses layer-upper-unknown, layer-unreadable, layer-unwritable.
     """
-    return _into(out, overlay.upper, lambda writer: _Walk(writer, overlay.xattr, merged_root, skip).tree(overlay.upper))
+    overlay, seen = place(overlay)
+    return _into(
+        out, overlay.upper, lambda writer: _Walk(writer, overlay.xattr, seen or merged_root, skip).tree(overlay.upper)
+    )
 
 
 def save_shm(root: str, out: str) -> Saved | None:
@@ -50,7 +56,11 @@ def save_shm(root: str, out: str) -> Saved | None:
     share /dev/shm bring the same files, and a restore can see that they are the same.
     """
     try:
-        top = beneath.open_in_root(root, "dev/shm")
+        inside = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            top = beneath.open_in_root(inside, "dev/shm", os.O_RDONLY | os.O_DIRECTORY)
+        finally:
+            os.close(inside)
     except OSError as error:
         raise refuse("layer-unreadable", path="/dev/shm", error=error.strerror) from error
     try:
@@ -219,7 +229,7 @@ class _Walk:
             raise FileNotFoundError(2, "only the merged mount has its content")
         root = os.open(self.merged_root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            return beneath.openat2(root, path, flags, beneath.BENEATH | beneath.NO_SYMLINKS | beneath.NO_XDEV)
+            return beneath.open_in_root(root, path, flags, _STRICT)
         finally:
             os.close(root)
 
@@ -267,12 +277,12 @@ def _named(error: BaseException, out: str, source: str) -> BaseException:
 
 
 def _is_file(name: str, parent: int) -> bool:
-    st = beneath.lstat(parent, name)
+    st = lstat(parent, name)
     return st is not None and stat.S_ISREG(st.st_mode)
 
 
 def _is_directory(name: str, parent: int) -> bool:
-    st = beneath.lstat(parent, name)
+    st = lstat(parent, name)
     return st is not None and stat.S_ISDIR(st.st_mode)
 
 

@@ -14,10 +14,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from grit_runtime.checks import refuse
-from grit_runtime.layer import beneath
 from grit_runtime.layer.applying import named, room, set_xattrs
-from grit_runtime.layer.beneath import Tree, Unsafe
 from grit_runtime.layer.tarin import Corrupt, Member, Reader
+from grit_runtime.layer.tree import Tree, Unsafe, lstat, split
 
 _ORIGIN = "trusted.grit.origin"
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -63,9 +62,9 @@ def remove_shm(directory: str, made: Iterable[str]) -> None:
     tree = Tree(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     try:
         for path in reversed(list(made)):
-            *above, name = beneath.split(path)
+            *above, name = split(path)
             parent = tree.directory(tuple(above))
-            st = beneath.lstat(parent, name) if parent is not None else None
+            st = lstat(parent, name) if parent is not None else None
             if st is None:
                 continue
             try:
@@ -90,11 +89,11 @@ def _compare(fd: int, directory: str, at: list[str]) -> tuple[set[str], int]:
         reader = Reader(fd, max(1 << 30, 2 * space.f_blocks * space.f_frsize))
         for member in reader:
             at[0] = member.name
-            *above, name = beneath.split(member.name) or ("",)
+            *above, name = split(member.name) or ("",)
             if member.kind not in "01256" or not name:
                 raise Unsafe("a member that /dev/shm never holds")
             parent = tree.directory(tuple(above))
-            st = beneath.lstat(parent, name) if parent is not None else None
+            st = lstat(parent, name) if parent is not None else None
             if parent is not None and st is not None:
                 if not _same(parent, name, st, member, reader):
                     raise refuse("shm-conflict", member=member.name)
@@ -138,7 +137,7 @@ def _make(fd: int, directory: str, there: set[str], made: list[str], at: list[st
         reader = Reader(fd)
         for member in reader:
             at[0] = member.name
-            parts = beneath.split(member.name)
+            parts = split(member.name)
             path = "/".join(parts)
             if path in there:
                 continue
@@ -150,7 +149,7 @@ def _make(fd: int, directory: str, there: set[str], made: list[str], at: list[st
             except FileExistsError:
                 raise refuse("shm-conflict", member=member.name) from None
             except BaseException:
-                if beneath.lstat(parent, parts[-1]) is not None:
+                if lstat(parent, parts[-1]) is not None:
                     made.append(path)
                 raise
             made.append(path)
@@ -163,11 +162,11 @@ def _make(fd: int, directory: str, there: set[str], made: list[str], at: list[st
 def _one(parent: int, name: str, member: Member, reader: Reader, directory: str) -> None:
     """Makes one member that isn't there; FileExistsError if it is by now."""
     if member.kind == "1":
-        *above, first = beneath.split(member.link) or ("",)
+        *above, first = split(member.link) or ("",)
         other = Tree(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         try:
             source = other.directory(tuple(above))
-            st = beneath.lstat(source, first) if source is not None and first else None
+            st = lstat(source, first) if source is not None and first else None
             if st is None or not stat.S_ISREG(st.st_mode):
                 raise Unsafe(f"a hard link to {member.link}, which is no file here")
             os.link(first, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)

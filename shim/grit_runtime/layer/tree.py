@@ -6,46 +6,15 @@ a link nor `..` nor a mount can lead out, whatever happens in the tree at the sa
 
 from __future__ import annotations
 
-import ctypes
+import errno
 import os
 import stat
-
-# linux/openat2.h; the system call has the number 437 on every architecture (asm-generic/unistd.h)
-NO_XDEV, NO_MAGICLINKS, NO_SYMLINKS, BENEATH, IN_ROOT = 0x01, 0x02, 0x04, 0x08, 0x10
-_OPENAT2 = 437
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Unsafe(Exception):
     """A path that may not be used; the text says why."""
-
-
-class _How(ctypes.Structure):
-    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
-
-
-def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
-    """openat2(2) (Linux 5.6): a descriptor for `path` from `directory`; OSError as the system call reports it."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    how = _How(flags, 0, resolve)
-    fd: int = libc.syscall(
-        ctypes.c_long(_OPENAT2), ctypes.c_int(directory), ctypes.c_char_p(os.fsencode(path)), ctypes.byref(how),
-        ctypes.c_size_t(ctypes.sizeof(how)),
-    )  # fmt: skip
-    if fd < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), path)
-    return fd
-
-
-def open_in_root(root: str, path: str) -> int:
-    """The directory `path` as a process sees it whose root is `root`: links in it lead nowhere outside of `root`."""
-    fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        return openat2(fd, path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, IN_ROOT | NO_MAGICLINKS)
-    finally:
-        os.close(fd)
 
 
 def split(path: str) -> tuple[str, ...]:
@@ -91,8 +60,8 @@ class Tree:
                     return None
                 os.mkdir(part, 0o755, dir_fd=here)
                 fd = os.open(part, DIRECTORY, dir_fd=here)
-            except (NotADirectoryError, OSError) as error:
-                if not isinstance(error, NotADirectoryError) and error.errno != 40:  # ELOOP
+            except OSError as error:
+                if error.errno not in (errno.ENOTDIR, errno.ELOOP):  # a symbolic link is one or the other
                     raise
                 if make:
                     raise Unsafe(f"{part} on its way is not a directory") from None
