@@ -7,62 +7,66 @@ from grit_runtime.checks import Reason
 REASONS = {
     "containerd-config-unknown": Reason(
         "{path} is left as it is, because {why}",
-        "Put it right, or add the handler by hand as gritctl(8) shows",
+        "Put it right, or add the handler by hand as gritctl(8) shows.",
     ),
     "containerd-config-old": Reason(
         "{path} has no version or version 1, which containerd 2 converts only in memory",
-        "Write it anew with 'containerd config migrate', then run gritctl install again",
+        "Write it anew with 'containerd config migrate', then run gritctl install again.",
     ),
     "containerd-cri-disabled": Reason(
         "{path} switches the CRI plugin off (disabled_plugins), so no handler can be used through it",
-        "Take cri out of disabled_plugins if Kubernetes shall use this containerd; ctr needs no handler",
+        "Take cri out of disabled_plugins if Kubernetes shall use this containerd; ctr needs no handler.",
     ),
     "containerd-not-proved": Reason(
         "'containerd config dump' with the new {path} says: {why}; the file is back as it was",
-        "Report this with the output of 'containerd config dump'",
+        "Report this with the output of 'containerd config dump'.",
     ),
     "handler-taken": Reason(
         "the handler {handler} in {path} is of type {type}",
-        "Leave it if it is GRIT's own shim, which finds us by grit.toml; else give gritctl install another --handler",
+        "Leave it if it is GRIT's own shim, which finds us by grit.toml; else give gritctl install another --handler.",
     ),
     "handler-name": Reason(
         "{name} can't be the name of a handler",
-        "Use small letters, digits and dashes, at most 63",
+        "Use small letters, digits and dashes, at most 63.",
     ),
     "k3s-not-started": Reason(
         "{path} is not there, so the layout of this node's containerd configuration is not known",
-        "Start the service once, then run gritctl install again",
+        "Start the service once, then run gritctl install again.",
     ),
     "nothing-to-configure": Reason(
         "no containerd, k3s, RKE2, GRIT or podman was found here",
-        "Name containerd's configuration file with --containerd",
+        "Name containerd's configuration file with --containerd.",
     ),
     "nothing-installed": Reason(
         "gritctl install has changed nothing here that is still on record",
-        "Take what was added by hand away by hand",
+        "Take what was added by hand away by hand.",
     ),
     "file-changed": Reason(
         "{path} was changed by somebody else while it was being edited",
-        "Run the command again",
+        "Run the command again.",
     ),
     "backup-missing": Reason(
         "the backup {path} is gone or was changed",
-        "Our entry was taken out of the file instead; look at the result",
+        "Our entry was taken out of the file instead; look at the result.",
     ),
     "chain-plain-runc": Reason(
         "this node has GPUs, but the next runtime is {next}: its containers get no GPU through this handler",
-        "Run gritctl install --next {nvidia}",
+        "Run gritctl install --next {nvidia}.",
+    ),
+    "nvidia-toolkit-missing": Reason(
+        "this node has GPUs, but no nvidia-container-runtime was found",
+        "Install the NVIDIA Container Toolkit, or name its runtime with gritctl install --next PATH.",
     ),
     "chain-loop": Reason(
         "{path} names grit-runtime as a runtime, and grit-runtime calls it: each call would go round in a circle",
-        "Name runc or crun there",
+        "Name runc or crun there.",
     ),
     "logs-unknown": Reason(
         "nothing is kept of a container {id}",
-        "List what is kept with 'gritctl logs'",
+        "List what is kept with 'gritctl logs'.",
     ),
     "recover-failed": Reason(
         "{count} of the operations that died could not be undone",
-        "Look at the steps above, put them right by hand and remove the folder",
+        "Look at the steps above, put them right by hand and remove the folder.",
     ),
 }

@@ -135,11 +135,12 @@ def plan(files: Sequence[File], path: str, daemon: tuple[int, ...] | None, handl
     block += COMMENT + render(layout, handler, base(containerd))
     dropin = _dropin(files, path) if layout == 3 else None
     target = next((file for file in files if file.path == dropin), None) if dropin else _target(files, layout)
+    keys = ["plugins", PLUGIN[layout], "containerd", "runtimes", handler.name]
     if target is None:
         text = f"version = {layout}\n\n{block}"
-        return Edit(dropin or path, None, text, [{"kind": "block", "text": block}])
+        return Edit(dropin or path, None, text, [{"text": block, "keys": keys}])
     head = "" if toml.parse(target) else f"version = {layout}\n\n"
-    return append(target, head + block, ["plugins", PLUGIN[layout], "containerd", "runtimes", handler.name])
+    return append(target, head + block, keys)
 
 
 def render(layout: int, handler: Handler, like: dict[str, Any]) -> str:
@@ -165,29 +166,27 @@ def append(file: File, block: str, keys: list[str]) -> Edit:
     joint = "" if not file.text or file.text.endswith("\n\n") else "\n" if file.text.endswith("\n") else "\n\n"
     text = file.text + joint + block
     wanted = merge(toml.parse(file), toml.parse(File(file.path, block)))
-    undo: list[dict[str, Any]] = [{"kind": "block", "text": joint + block}, {"kind": "remove", "keys": keys}]
     if toml.same(text, wanted):
-        return Edit(file.path, file.text, text, undo)
+        return Edit(file.path, file.text, text, [{"text": joint + block, "keys": keys}])
     text = toml.set_value(file, keys, toml.at(wanted, keys, file.path))
     if not toml.same(text, wanted):
         raise refuse("containerd-config-unknown", path=file.path, why="an entry can't be added without changing others")
-    return Edit(file.path, file.text, text, undo[1:])
+    return Edit(file.path, file.text, text, [{"keys": keys}])
 
 
 def undone(file: File, undo: list[dict[str, Any]]) -> str:
-    """`file`, in which others may have edited, without what our edit put there.
+    """`file`, in which others may have edited, without what our edits put there (`undo`: the last edit first).
 
-    Kinds of undo: "block" (text to cut out; if it is there, the rest isn't looked at), "remove" (keys of a value to
-    take away), "value" (keys, `new` as we wrote it, `old` as it was or None: put back if it is still ours).
+    A step with `text` cuts that text out; if it isn't there as we wrote it, what is at `keys` is taken away. A step
+    with `new` puts `old` (None: nothing) at `keys`, if what is there is still `new`.
     """
     for step in undo:
-        if step["kind"] == "block":
-            if step["text"] in file.text:
-                return file.text.replace(step["text"], "", 1)
-            continue
-        there = toml.at(toml.parse(file), step["keys"], file.path)
-        if there is not None and (step["kind"] == "remove" or there == step["new"]):
-            file = File(file.path, toml.set_value(file, step["keys"], step.get("old")))
+        if "text" in step and step["text"] in file.text:
+            file = File(file.path, file.text.replace(step["text"], "", 1))
+        elif step["keys"]:
+            there = toml.at(toml.parse(file), step["keys"], file.path)
+            if there is not None and there == step.get("new", there):
+                file = File(file.path, toml.set_value(file, step["keys"], step.get("old")))
     return file.text
 
 
@@ -248,7 +247,7 @@ def _update(files: Sequence[File], layout: int, handler: Handler, entry: Any) ->
         if toml.at(entry, list(key), file.path) != value:
             text = toml.set_value(File(file.path, text), [*keys, *key], value)
             old = toml.at(mine, list(key), file.path)
-            undo.append({"kind": "value", "keys": [*keys, *key], "old": old, "new": value})
+            undo.append({"keys": [*keys, *key], "old": old, "new": value})
     return Edit(file.path, file.text, text, undo[::-1]) if undo else None
 
 
