@@ -75,7 +75,7 @@ class Dump:
             os.unlink(f"{self.images}/{manifest.NAME}")  # until this dump is done, the folder is no checkpoint
 
     def suspend_gpu(self) -> None:
-        """Move the GPU's memory into the processes, which CUDA can't do in a frozen container: a paused one is thawed."""
+        """Move the GPU's memory into the processes; CUDA can't do that in a paused container, so it is thawed."""
         if not self.suspension.holders:
             return
         if self.paused:

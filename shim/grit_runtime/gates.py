@@ -8,11 +8,11 @@ from typing import Any
 from grit_runtime.checks import Refusal, refuse
 
 # Flags of the hypervisor, of power management and of the kernel's mitigations, which no program is built for.
-UNTOLD = frozenset(
-    "hypervisor arch_perfmon constant_tsc nonstop_tsc tsc_reliable tsc_known_freq tsc_adjust tsc_deadline_timer ibrs ibpb "
-    "stibp ssbd md_clear flush_l1d arch_capabilities ibrs_enhanced pti vmx svm ept vpid tpr_shadow flexpriority vnmi "
-    "aperfmperf cpuid rep_good nopl xtopology monitor epb cpuid_fault dtherm ida arat pln pts hwp".split()
-)
+_UNTOLD = """
+    hypervisor arch_perfmon constant_tsc nonstop_tsc tsc_reliable tsc_known_freq tsc_adjust tsc_deadline_timer ibrs
+    ibpb stibp ssbd md_clear flush_l1d arch_capabilities ibrs_enhanced pti vmx svm ept vpid tpr_shadow flexpriority
+    vnmi aperfmperf cpuid rep_good nopl xtopology monitor epb cpuid_fault dtherm ida arat pln pts hwp
+"""
 
 
 def node(theirs: dict[str, Any], ours: dict[str, str]) -> list[Refusal]:
@@ -20,7 +20,7 @@ def node(theirs: dict[str, Any], ours: dict[str, str]) -> list[Refusal]:
     found = []
     if theirs["arch"] != ours["arch"]:
         return [refuse("arch-mismatch", theirs=theirs["arch"], ours=ours["arch"])]
-    missing = sorted(set(theirs["cpu"].split()) - set(ours["cpu"].split()) - UNTOLD)
+    missing = sorted(set(theirs["cpu"].split()) - set(ours["cpu"].split()) - set(_UNTOLD.split()))
     if missing:
         found.append(refuse("cpu-mismatch", missing=" ".join(missing)))
     if version(theirs["criu"]) > version(ours["criu"]):

@@ -1,9 +1,11 @@
 """What has been done to a container and how each step is undone: on disk before the step is taken.
 
 An operation has a folder in /run/grit-runtime/op. Its file `journal` holds one JSON object a line:
-`{"step": N, "undo": NAME, "args": {...}}` before a step, `{"done": N}` when its undo is no longer wanted. A
-**guardian**, a process of its own session, waits on a pipe; if we die in the middle, whatever killed us, it undoes
-what is open, in reverse. `gritctl recover` does the same for an operation whose guardian died too (the machine went down, say).
+`{"step": N, "undo": NAME, "args": {...}}` before a step, `{"done": N}` when its undo is no longer wanted.
+
+A **guardian**, a process of its own session, waits on a pipe; if we die in the middle, whatever killed us, it undoes
+what is open, in reverse. `gritctl recover` does the same for an operation whose guardian died too (the machine went
+down, say).
 """
 
 from __future__ import annotations

@@ -82,7 +82,8 @@ class Restore:
         spec = nvidia.real_sources(spec)
         self.rootfs = os.path.join(self.bundle, (spec.get("root") or {}).get("path") or "rootfs")
         self.plan = mounts.restore_plan(
-            mountpoints.mounts(self.source.images), spec, self.manifest["mounts"], self.settings.restore.optional_mounts,
+            mountpoints.mounts(self.source.images), spec, self.manifest["mounts"],
+            self.settings.restore.optional_mounts,
             resolve=lambda path: mounts.inside(self.rootfs, path), allow=self.allow,
         )  # fmt: skip
         gates.first(self.plan.refusals, self.allow)
@@ -129,7 +130,7 @@ class Restore:
         self.images = view.make(self.journal, self.source.images, edits)
 
     def criu(self) -> None:
-        """Have the next runtime restore the container; what must be done before its tasks run is done at CRIU's stages."""
+        """Have the next runtime restore it; what must be done before its tasks run is done at CRIU's stages."""
         work = self.call.option("--work-path") or self.journal.folder + "/work"
         os.makedirs(work, mode=0o700, exist_ok=True)
         path = self.journal.folder + "/criu.conf"
@@ -182,7 +183,9 @@ class Restore:
         if self.flavour.name == "runc":
             add += ["--no-subreaper"]
         remove = {"--tcp-established", "--file-locks", "--ext-unix-sk", "--manage-cgroups-mode", "--no-subreaper",
-                  "--detach", "--preserve-fds", "--no-new-keyring", *(("--no-pivot",) if call.subcommand != "restore" else ())}
+                  "--detach", "--preserve-fds", "--no-new-keyring"}
+        if call.subcommand != "restore" and self.flavour.name == "crun":
+            remove.add("--no-pivot")
         return call.rebuilt(
             subcommand="restore", add=["--detach", *add], remove=remove,
             replace={"--image-path": self.images, "--work-path": work, "--bundle": self.bundle},
@@ -206,7 +209,7 @@ class Restore:
             self.record.note(f"{path}: device file made anew with this node's numbers")
 
     def _settle(self, pid: int) -> None:
-        """The last moment before the tasks run: stop them if they may not yet, put the watches back, let timers tick."""
+        """The last moment before the tasks run: stop them if they may not yet; watches and timers are put back."""
         group = cgroup.of(pid)
         if self.held and group != cgroup.of(os.getpid()):
             self.journal.add("thaw", path=group.path, version=group.version)
@@ -223,7 +226,7 @@ class Restore:
                 self.journal.undo(step)
 
     def resume_gpu(self) -> None:
-        """Give the GPU its memory back; for a held container that is `start`'s work, for its own threads must run for it."""
+        """Give the GPU its memory back; a held container's own threads must run for it, so `start` does it."""
         if not self.held:
             self.gpu.resume(cgroup.processes(self._known_group()))
 

@@ -1,4 +1,4 @@
-"""The next runtime runs and CRIU's action script asks: both played by small scripts, with the real hooks/criu-action."""
+"""The next runtime runs, CRIU's action script asks: both are played by small scripts, with the real criu-action."""
 
 import os
 import time
@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from grit_runtime import journal, stages
 from grit_runtime.checks import Refusal, refuse
 
@@ -21,7 +20,8 @@ def steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[journal.J
 
 
 def run(steps: journal.Journal, script: str, handlers: dict[str, stages.Handler], timeout: float = 30) -> stages.Ended:
-    return stages.run(["/bin/sh", "-c", script], steps, handlers, environment=os.environ, keep_stderr=True, timeout=timeout)
+    argv = ["/bin/sh", "-c", script]
+    return stages.run(argv, steps, handlers, environment=os.environ, keep_stderr=True, timeout=timeout)
 
 
 def stage(name: str, pid: int = 7) -> str:

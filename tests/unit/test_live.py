@@ -5,7 +5,15 @@ from grit_runtime import live
 
 def test_namespaces_are_own_joined_or_the_hosts() -> None:
     known = live.namespaces(
-        {"linux": {"namespaces": [{"type": "mount"}, {"type": "ipc", "path": "/proc/1/ns/ipc"}, {"type": "pid", "path": ""}]}}
+        {
+            "linux": {
+                "namespaces": [
+                    {"type": "mount"},
+                    {"type": "ipc", "path": "/proc/1/ns/ipc"},
+                    {"type": "pid", "path": ""},
+                ]
+            }
+        }
     )
     assert known.own("mount")
     assert known.own("pid")
@@ -29,7 +37,9 @@ def test_a_pods_own_criu_configuration_is_dropped() -> None:
 
 def test_devices_that_are_binds_are_not_made() -> None:
     spec = {
-        "linux": {"devices": [{"path": "/dev/a", "type": "c"}, {"path": "/dev/b", "type": "c"}, {"path": "/p", "type": "p"}]},
+        "linux": {
+            "devices": [{"path": "/dev/a", "type": "c"}, {"path": "/dev/b", "type": "c"}, {"path": "/p", "type": "p"}]
+        },
         "mounts": [{"destination": "/dev/b", "type": "bind"}],
     }
     assert [entry["path"] for entry in live.wanted_devices(spec)] == ["/dev/a"]

@@ -1,1 +1,1 @@
-"""One file for each subcommand that we work on: `run(call, settings)` returns the exit code, or becomes the next one."""
+"""One file for each subcommand that we work on: `run(call, settings)` returns the exit code, or becomes the next."""
