@@ -50,6 +50,8 @@ def lay(node: Node) -> None:
     node.path(f"{recipe.driver}/10_nvidia.json").symlink_to("share/egl.json")
     node.write("/etc/nvidia-container-runtime/config.toml", CONFIG)
     node.write("/usr/bin/nvidia-container-runtime", (HERE / "nvidia_standin.py").read_text(), 0o755)
+    for hook in ("nvidia-cdi-hook", "nvidia-container-runtime-hook"):
+        node.write(f"/usr/bin/{hook}", (HERE / "nvidia_hook_standin.py").read_text(), 0o755)
     node.write(
         "/etc/nvidia-container-runtime/standin.json",
         json.dumps(
