@@ -103,6 +103,14 @@ class Container:
         stay = [] if leave_running else ["--exit"]
         self.node.ctr("tasks", "checkpoint", *stay, "--image-path", folder, self.name, timeout=timeout)
 
+    def criu_log(self, which: str = "dump") -> str:
+        """CRIU's log of the last failed `dump` or `restore`, which containerd's shim keeps in the bundle; "" if none."""
+        bundle = self.node.path(f"/run/containerd/io.containerd.runtime.v2.task/default/{self.name}")
+        for place in (bundle / f"criu-{which}.log", bundle / "work" / f"{which}.log"):
+            if place.exists():
+                return place.read_text(errors="replace")
+        return ""
+
     def delete(self) -> None:
         """Kills it if it lives, and removes task, container and snapshot."""
         self.node.ctr("tasks", "kill", "-s", "SIGKILL", self.name, check=False)

@@ -55,8 +55,9 @@ def _python_layer(tree: Path, sources: list[Path]) -> bytes:
         for source in sources:
             layer.file(source, f"workload/{source.name}")
         # what the workload watches, changes and deletes: files of the lower layer
-        for name in ("watched", "changed", "deleted", "linked"):
+        for name in ("watched", "changed", "deleted"):
             layer.text(f"data/lower/{name}", f"{name} in the image\n")
+        layer.text("data/replaced/old", "old\n")
         layer.text("data/upper/.keep", "")
         return layer.done()
 

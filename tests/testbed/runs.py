@@ -41,6 +41,10 @@ class Run:
         )  # fmt: skip
         os.close(reader)
 
+    @property
+    def guard_pid(self) -> int:
+        return self._guard.pid
+
     def group(self, node: str) -> str:
         return f"{PREFIX}{self.tag}-{node}"
 
