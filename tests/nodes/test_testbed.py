@@ -40,7 +40,10 @@ def test_nodes_differ_and_reach_each_other(node_a: Node, node_b: Node) -> None:
     assert device != os.stat(node_b.path("/dev/nvidia0")).st_rdev
     address = NODE_B.address.split("/")[0]
     talk = f"import socket; print(socket.create_connection(('{address}', 7000), 20).recv(9).decode())"
-    listen = f"import socket; s = socket.create_server(('{address}', 7000)); print(1, flush=True); s.accept()[0].send(b'hi')"
+    listen = (
+        f"import socket; s = socket.create_server(('{address}', 7000)); print(1, flush=True); "
+        "s.accept()[0].send(b'hi')"
+    )
     server = node_b.popen(["python3", "-c", listen], stdout=subprocess.PIPE)
     assert server.stdout and server.stdout.readline() == b"1\n"
     assert node_a.run(["python3", "-c", talk]).stdout == "hi\n"
@@ -131,11 +134,17 @@ with Testbed() as bed:
 def test_second_up_cleans_what_a_killed_guard_left() -> None:
     from tests.testbed import runs
 
+    program = """
+import signal
+from tests.testbed import Testbed
+bed = Testbed()
+bed.up()
+print(bed.tag, bed.run.guard_pid, flush=True)
+signal.pause()
+"""
     child = subprocess.Popen(
-        [sys.executable, "-c", "from tests.testbed import Testbed; b = Testbed(); b.up(); print(b.tag, b.run.guard_pid, "
-         "flush=True); import signal; signal.pause()"],
-        cwd=CHECKOUT, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+        [sys.executable, "-c", program], cwd=CHECKOUT, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+    )
     assert child.stdout
     tag, guard = child.stdout.readline().decode().split()
     os.kill(int(guard), signal.SIGKILL)

@@ -98,13 +98,13 @@ class Container:
         return ask(self.node, self.pid, question, timeout, **arguments)
 
     def checkpoint(self, folder: str, leave_running: bool = False, timeout: float = 180) -> None:
-        """`ctr tasks checkpoint --image-path FOLDER` (a folder of the node, which is made); CommandFailed if it fails."""
+        """`ctr tasks checkpoint --image-path FOLDER` (of the node; it is made); CommandFailed if it fails."""
         self.node.path(folder).mkdir(parents=True, exist_ok=True)
         stay = [] if leave_running else ["--exit"]
         self.node.ctr("tasks", "checkpoint", *stay, "--image-path", folder, self.name, timeout=timeout)
 
     def criu_log(self, which: str = "dump") -> str:
-        """CRIU's log of the last failed `dump` or `restore`, which containerd's shim keeps in the bundle; "" if none."""
+        """CRIU's log of the last failed `dump` or `restore`, which containerd keeps in the bundle; "" if none."""
         bundle = self.node.path(f"/run/containerd/io.containerd.runtime.v2.task/default/{self.name}")
         for place in (bundle / f"criu-{which}.log", bundle / "work" / f"{which}.log"):
             if place.exists():

@@ -15,9 +15,9 @@ VERSION = "570.86.10"
 #: what the stand-in binds into a container: file below the driver's folder -> destination
 LIBRARIES = (
     "libcuda libcudadebugger libnvidia-ml libnvidia-cfg libnvidia-opencl libnvidia-gpucomp libnvidia-ptxjitcompiler "
-    "libnvidia-allocator libnvidia-pkcs11 libnvidia-nvvm libnvidia-eglcore libnvidia-glcore libnvidia-tls libnvidia-glsi "
-    "libnvidia-fbc libnvidia-rtcore libnvoptix libGLX_nvidia libEGL_nvidia libGLESv2_nvidia libGLESv1_CM_nvidia "
-    "libnvcuvid libnvidia-encode libnvidia-opticalflow"
+    "libnvidia-allocator libnvidia-pkcs11 libnvidia-nvvm libnvidia-eglcore libnvidia-glcore libnvidia-tls "
+    "libnvidia-glsi libnvidia-fbc libnvidia-rtcore libnvoptix libGLX_nvidia libEGL_nvidia libGLESv2_nvidia "
+    "libGLESv1_CM_nvidia libnvcuvid libnvidia-encode libnvidia-opticalflow"
 ).split()
 PROGRAMS = "nvidia-smi nvidia-debugdump nvidia-persistenced nvidia-cuda-mps-control nvidia-cuda-mps-server".split()
 DATA = {

@@ -16,6 +16,11 @@ from .places import HERE, IMAGES, digest
 #: folders of the standard library that no workload needs
 LEFT_OUT = ("test", "idlelib", "lib2to3", "ensurepip", "pydoc_data", "tkinter", "turtledemo", "venv", "distutils")
 
+APPLETS = (
+    "sh sleep cat ls echo ps touch ip mount stat readlink sha256sum mkdir rm ln kill true false env id hostname nc "
+    "ping test tail head grep df dd date printf mv cp chmod find top nohup"
+).split()
+
 
 def build(tree: Path) -> list[Path]:
     """The archives (workload; busybox, which is the pods' pause image too), made from a node's tree if not cached."""
@@ -70,9 +75,7 @@ def _base(layer: _Layer, tree: Path) -> None:
     layer.text("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n")
     layer.text("etc/group", "root:x:0:\n")
     layer.file(tree / "usr/bin/busybox", "usr/bin/busybox")
-    for applet in ("sh", "sleep", "cat", "ls", "echo", "ps", "touch", "ip", "mount", "stat", "readlink", "sha256sum",
-                   "mkdir", "rm", "ln", "kill", "true", "false", "env", "id", "hostname", "nc", "ping", "test", "tail",
-                   "head", "grep", "df", "dd", "date", "printf", "mv", "cp", "chmod", "find", "top", "nohup"):  # fmt: skip
+    for applet in APPLETS:
         layer.link(f"usr/bin/{applet}", "busybox")
 
 

@@ -120,7 +120,9 @@ class Node:
             "--root", "--wd", "--", *argv,
         ]  # fmt: skip
 
-    def popen(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, **more: object) -> subprocess.Popen[bytes]:
+    def popen(
+        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, **more: object
+    ) -> subprocess.Popen[bytes]:
         """A process in the node that goes on. It is ended with the node at the latest."""
         given: dict[str, object] = {"stdin": subprocess.DEVNULL, "start_new_session": True, **more}
         child: subprocess.Popen[bytes] = subprocess.Popen(self.command(argv), env=_environment(env), **given)  # type: ignore[call-overload]

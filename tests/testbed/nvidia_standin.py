@@ -1,5 +1,5 @@
 #!/usr/bin/python3 -IS
-"""A STAND-IN for nvidia-container-runtime, for test nodes without a GPU. It is not NVIDIA's, and shares no code with it.
+"""A STAND-IN for nvidia-container-runtime, for test nodes without a GPU. It shares no code with NVIDIA's.
 
 It has the real one's contract: only for the subcommand `create` it edits the bundle's config.json; its configuration is
 the file in NVIDIA_CTK_CONFIG_FILE_PATH; it executes the first of `runtimes` that exists, with the same arguments. What

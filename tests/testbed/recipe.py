@@ -27,8 +27,8 @@ class Recipe(NamedTuple):
 
 
 COMMON = (
-    "containerd runc crun podman conmon netavark catatonit containernetworking-plugins iptables nftables iproute2 procps "
-    "ca-certificates python3 python3-click python3-tomlkit python3-pyroute2 python3-prctl busybox-static"
+    "containerd runc crun podman conmon netavark catatonit containernetworking-plugins iptables nftables iproute2 "
+    "procps ca-certificates python3 python3-click python3-tomlkit python3-pyroute2 python3-prctl busybox-static"
 )
 
 NODE_A = Recipe(

@@ -21,9 +21,9 @@ import time
 
 sys.path.insert(0, "/workload")
 
-from workload_files import FILES  # noqa: E402
-from workload_kernel import KERNEL  # noqa: E402
-from workload_sockets import SOCKETS  # noqa: E402
+from workload_files import FILES  # type: ignore[import-not-found] # noqa: E402
+from workload_kernel import KERNEL  # type: ignore[import-not-found] # noqa: E402
+from workload_sockets import SOCKETS  # type: ignore[import-not-found] # noqa: E402
 
 TALK = "/run/workload"
 PARTS = {**FILES, **SOCKETS, **KERNEL}  # the child is forked early, epoll comes last: it watches the others
