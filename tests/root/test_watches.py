@@ -274,7 +274,7 @@ def test_changes_between_look_and_freeze(container: Container) -> None:
 
 
 def test_other_root_and_no_path(container: Container) -> None:
-    """A watch from before a chroot, and one from inside of it; a watch on what has no path at all is refused by name."""
+    """A watch from before a chroot, and one from inside it; a watch on what has no path is refused by name."""
     container.ask("child.new('a')")
     container.ask("child.watch('a', '/jail/in/file')")
     container.ask('child.fork(\'os.chroot("/jail"); child.new("b"); child.watch("b", "/in/file")\')')

@@ -1,7 +1,7 @@
 """A small container for test_watches.py: `unshare -m -p -f python3 watches_child.py WORK split|same`.
 
-Its root is an overlay (split: over two file systems), with a tmpfs, a bind mount, proc and sys. It evaluates each line of
-its stdin, answers with one line of JSON, and ends when stdin does.
+Its root is an overlay (split: over two file systems), with a tmpfs, a bind mount, proc and sys. It evaluates each line
+of its stdin, answers with one line of JSON, and ends when stdin does.
 """
 
 from __future__ import annotations

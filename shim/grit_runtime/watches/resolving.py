@@ -86,7 +86,9 @@ def resolve(record: Record, init: int, limit: float = SEARCH_SECONDS, frozen: bo
     process.
 
     Never refuses: a file may be on its way out while the container runs. `require_resolved` does, and `settle` calls
-    it. `limit` bounds the seconds spent; `frozen` keeps away from FUSE, whose server may be frozen too.
+    it. `limit` bounds the seconds spent. `frozen` keeps away from what a frozen process would have to answer: FUSE, and
+    where the record has permission groups the reading of any folder. Reading a folder is an event (IN_OPEN and others)
+    to whoever watches it, so little is read in vain: guesses come first, then only file systems with a watch on them.
     """
     paths = known(record)
     left = targets(record) - paths.keys()
@@ -94,43 +96,38 @@ def resolve(record: Record, init: int, limit: float = SEARCH_SECONDS, frozen: bo
     if left:
         deadline = time.monotonic() + limit
         listing = finding.links(record.pids or (init,))
-        paths.update(_search(init, mounts, left, listing, deadline, frozen))
-        left -= paths.keys()
-    if left:
         inner = finding.inner_pids(record.pids or (init,))
+        reading = not (frozen and finding.permission_groups(record))
         paths.update(_by_descriptor(left, listing, inner, mounts))
         left -= paths.keys()
-    if left:
-        for pid in _other_roots(init, record):
-            found = _search(pid, mounttable.read(pid), left, listing, deadline, frozen)
-            paths.update((target, (path, inner[pid])) for target, (path, _) in found.items() if pid in inner)
+        for pid in (init, *_other_roots(init, record)):
+            if not left:
+                break
+            try:
+                search = Search(pid, mounts if pid == init else mounttable.read(pid), left, deadline, frozen)
+            except OSError:
+                continue  # it has ended
+            try:
+                _run(search, listing, reading)
+            finally:
+                search.close()
+            number = 0 if pid == init else inner.get(pid, -1)
+            if number >= 0:
+                paths.update((target, (path, number)) for target, path in search.found.items())
             left -= paths.keys()
     init_inner = finding.inner_pids(record.pids or (init,)).get(init, record.init)
     return with_paths(record, paths, mounts)._replace(init=init_inner)
 
 
-def _search(
-    pid: int,
-    mounts: dict[int, mounttable.Mount],
-    left: Iterable[Target],
-    listing: Mapping[finding.Place, str],
-    deadline: float,
-    frozen: bool,
-) -> Paths:
-    root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        search = Search(root, mounts, left, deadline, frozen)
-        opened = sorted({link for link in listing.values() if link.startswith("/")})
-        folders = dict.fromkeys([*_working_folders(listing), *(os.path.dirname(link) for link in opened), *USUAL])
-        search.guess([mount.point for mount in mounts.values()])
-        search.guess(opened)
-        search.guess(folders)
+def _run(search: Search, listing: Mapping[finding.Place, str], reading: bool) -> None:
+    """From the cheap to the dear; each step ends at once when nothing is left."""
+    opened = sorted({link for link in listing.values() if link.startswith("/")})
+    folders = dict.fromkeys([*_working_folders(listing), *(os.path.dirname(link) for link in opened), *USUAL])
+    search.guess([*(mount.point for mount in search.mounts.values()), *opened, *folders])
+    if reading:
         search.guess_entries(folders)
         search.walk()
         search.walk(by_handle=True)
-        return {target: (path, 0) for target, path in search.found.items()}
-    finally:
-        os.close(root)
 
 
 def _working_folders(listing: Mapping[finding.Place, str]) -> list[str]:
@@ -220,7 +217,7 @@ def settle(
 
 def _confirmed(old: Paths, init: int, pids: Sequence[int], mounts: dict[int, mounttable.Mount]) -> Paths:
     hosts = {inner: host for host, inner in finding.inner_pids(pids).items()}
-    views: dict[int, tuple[int, Search, dict[int, mounttable.Mount]]] = {}
+    views: dict[int, Search] = {}
     good: Paths = {}
     try:
         for target, (path, number) in old.items():
@@ -233,16 +230,14 @@ def _confirmed(old: Paths, init: int, pids: Sequence[int], mounts: dict[int, mou
                 host = hosts.get(number, 0) if number else init
                 if not host:
                     continue
-                table = mounts if host == init else mounttable.read(host)
-                root = os.open(f"/proc/{host}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-                views[number] = root, Search(root, table, old, 0.0, True), table
-            root, search, table = views[number]
-            mount = mounttable.below(table.values(), path)
+                views[number] = Search(host, mounts if host == init else mounttable.read(host), old, 0.0, True)
+            search = views[number]
+            mount = mounttable.below(search.mounts.values(), path)
             if mount is not None and mount.served:
                 good[target] = path, number  # not asked: its server may be frozen
                 continue
             try:
-                file = openat2(root, path, os.O_PATH | os.O_NOFOLLOW, INSIDE)
+                file = openat2(search.root, path, os.O_PATH | os.O_NOFOLLOW, INSIDE)
             except OSError:
                 continue
             try:
@@ -251,6 +246,6 @@ def _confirmed(old: Paths, init: int, pids: Sequence[int], mounts: dict[int, mou
             finally:
                 os.close(file)
     finally:
-        for root, _, _ in views.values():
-            os.close(root)
+        for search in views.values():
+            search.close()
     return good

@@ -25,6 +25,7 @@ from .syscalls import (
 
 NO_LINKS = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 INSIDE = RESOLVE_IN_ROOT | NO_LINKS
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME
 
 # Where programs watch: looked at before anything is walked.
 USUAL = (
@@ -37,12 +38,13 @@ _PROC_LAST = frozenset(("task", "fd", "fdinfo", "map_files", "net", "attr", "ns"
 
 
 class Search:
-    """One root and what is still to be found below it. `found` fills up as guesses and walks go on."""
+    """The root of process `pid` and what is still to be found below it. `found` fills up as guesses and walks go on."""
 
     def __init__(
-        self, root: int, mounts: Mapping[int, Mount], targets: Iterable[Target], deadline: float, frozen: bool
+        self, pid: int, mounts: Mapping[int, Mount], targets: Iterable[Target], deadline: float, frozen: bool
     ) -> None:
-        self.root, self.mounts, self.deadline, self.frozen = root, mounts, deadline, frozen
+        self.root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.mounts, self.deadline, self.frozen = mounts, deadline, frozen
         self.left: set[Target] = set()
         self.found: dict[Target, str] = {}
         self.late = False
@@ -54,6 +56,9 @@ class Search:
             self.devices[target.dev] = self.devices.get(target.dev, 0) + 1
             self.inodes.setdefault(target.ino, []).append(target)
             self.handles.setdefault((target.kind, target.handle), []).append(target)
+
+    def close(self) -> None:
+        os.close(self.root)
 
     def _take(self, target: Target, path: str) -> None:
         self.found[target] = path
@@ -122,7 +127,7 @@ class Search:
             if not self._wanted(below(self.mounts.values(), path)):
                 continue
             try:
-                folder = openat2(self.root, path, os.O_RDONLY | os.O_DIRECTORY, INSIDE)
+                folder = openat2(self.root, path, FOLDER, INSIDE)
             except OSError:
                 continue
             try:
@@ -172,9 +177,7 @@ class Search:
                     return
                 path = queue.popleft()
                 try:
-                    folder = openat2(
-                        top, path, os.O_RDONLY | os.O_DIRECTORY, RESOLVE_BENEATH | RESOLVE_NO_XDEV | NO_LINKS
-                    )
+                    folder = openat2(top, path, FOLDER, RESOLVE_BENEATH | RESOLVE_NO_XDEV | NO_LINKS)
                 except OSError:
                     continue  # removed, a mountpoint, or not readable by anybody
                 here = prefix + path[1:] or "/"
