@@ -10,7 +10,7 @@ from types import FrameType
 from grit_runtime import argv, chain, report, settings
 from grit_runtime.checks import Refusal, refuse
 
-OURS = frozenset({"create", "run", "start", "state", "checkpoint", "restore", "pause", "resume", "delete"})
+OURS = frozenset({"create", "run", "start", "state", "kill", "checkpoint", "restore", "pause", "resume", "delete"})
 RUN = "/run/grit-runtime"
 LOGS = "/var/lib/grit-runtime/logs"
 
@@ -30,7 +30,10 @@ def main(words: list[str]) -> int:
         return 128 + stopped.number
     except Exception as error:
         log = report.traceback_file(error, LOGS)
-        report.error(call, str(refuse("internal-error", error=f"{type(error).__name__}: {error}", log=log)))
+        try:
+            report.error(call, str(refuse("internal-error", error=f"{type(error).__name__}: {error}", log=log)))
+        except Exception:  # the mistake is in the table of reasons itself
+            report.error(call, f"grit-runtime: internal-error: {type(error).__name__} (traceback: {log})")
     return 1
 
 
@@ -67,7 +70,7 @@ def _carry_out(call: argv.Call) -> int:
     runtime = chain.next_runtime(known)
     remember(config, content, runtime)
     if call.subcommand not in OURS or not call.id:  # without an ID it is a call for help, or the next one's to refuse
-        chain.execute(runtime, [*call.options, *([call.subcommand] if call.subcommand else []), *call.arguments])
+        chain.execute(runtime, call.rebuilt())
 
     from importlib import import_module
 

@@ -56,11 +56,6 @@ class Call(NamedTuple):
         return _last(_words(self.options, GLOBAL_VALUES), "--log-format") or "text"
 
     @property
-    def marker(self) -> str:
-        """The name under which a container of this root is known in /run/grit-runtime; the entry makes it the same."""
-        return f"{self.root or ''}@{self.id}".replace("/", "_")
-
-    @property
     def id(self) -> str:
         """The container's ID, or "" where the call names none."""
         return next((word.words[0] for word in _words(self.arguments, _COMMAND_VALUES) if word.name == ""), "")
@@ -97,8 +92,9 @@ class Call(NamedTuple):
                 continue
             if not word.name or word.name not in remove:
                 left += word.words
-        changed = [part for name, value in new.items() for part in (name, value)]
-        return [*self.options, subcommand or self.subcommand, *changed, *add, *left]
+        changed = [part for pair in new.items() for part in pair]
+        name = subcommand or self.subcommand
+        return [*self.options, *([name] if name else []), *changed, *add, *left]
 
 
 def parse(words: Sequence[str]) -> Call:
