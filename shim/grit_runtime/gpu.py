@@ -24,7 +24,7 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from grit_runtime.checks import refuse
+from grit_runtime.checks import Refusal, refuse
 from grit_runtime.cuda import client, holders, hugepages, inventory, limits, names, suspend
 from grit_runtime.cuda.holders import Holder, prove_absent
 
@@ -90,7 +90,12 @@ def plan(
         found = []
     if not found:
         return Suspension(cuda, every)
-    helper = client.Helper(cuda.way, cuda.binary, cuda.timeout)
+    try:
+        helper = client.Helper(cuda.way, cuda.binary, cuda.timeout)
+    except Refusal:
+        if any(holder.holds for holder in found):
+            raise
+        return Suspension(cuda, every)  # a library is mapped, and there is no driver behind it: nothing on a GPU
     try:
         return _look(Suspension(cuda, every), helper, found)
     except BaseException:
