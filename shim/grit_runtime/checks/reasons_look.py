@@ -23,7 +23,7 @@ REASONS = {
         "Let a process outside the container load it, and close it here",
     ),
     "bpf-map": Reason(
-        "process {process} holds a BPF map of type {type} ({object}); CRIU carries hash and array maps only",
+        "process {process} holds a BPF map ({object}), which CRIU can't dump as distributions build it",
         "Close it before the checkpoint",
     ),
     "secret-memory": Reason(
@@ -33,6 +33,22 @@ REASONS = {
     "pidfd": Reason(
         "process {process} holds a pidfd ({object}) of process {target}, which is not in the container",
         "Close it before the checkpoint",
+    ),
+    "pidfd-thread": Reason(
+        "process {process} holds a pidfd of a thread ({object}), which CRIU can't dump",
+        "Close it before the checkpoint",
+    ),
+    "message-queue": Reason(
+        "process {process} has the message queue {path} open ({object}), which CRIU can't dump",
+        "Close it before the checkpoint",
+    ),
+    "netlink-unread": Reason(
+        "process {process} has a netlink socket with data that it has not read ({object}), which CRIU can't dump",
+        "Try again: this passes as soon as the program reads it",
+    ),
+    "file-covered": Reason(
+        "process {process} holds {path}, a file on a mount that another mount covers ({object})",
+        "Close it before the checkpoint, or mount before the program starts",
     ),
     "descriptor-unsupported": Reason(
         "process {process} holds an open {kind} ({object}), which CRIU can't dump",

@@ -8,7 +8,7 @@ Place = tuple[int, int]  # a descriptor: (pid as the host counts, number)
 NO_FD = -1  # a mapping or a folder that no descriptor stands for
 
 # enum in linux/tcp_states.h
-TCP_LISTEN, TCP_CLOSE = 10, 7
+ESTABLISHED, TCP_LISTEN = 1, 10
 CONNECTED = frozenset({1, 2, 4, 5, 8, 9, 11})  # ESTABLISHED, SYN_SENT, FIN_WAIT1/2, CLOSE_WAIT, LAST_ACK, CLOSING
 
 
@@ -48,7 +48,8 @@ class File(NamedTuple):
 class Socket(NamedTuple):
     """A socket. `protocol` is the kernel's name for it (system.sockprotoname); `local`, `peer` are for people.
 
-    `waiting`: connections that a listening one has not accepted. `outside`: the other end is no process of ours.
+    `waiting`: connections that a listening one has not accepted; bytes that a netlink one has not read. `outside`: the
+    other end is no process of ours, `named` is that end's path if it is a datagram socket that can be found again.
     """
 
     place: Place
@@ -59,7 +60,7 @@ class Socket(NamedTuple):
     peer: str
     waiting: int
     outside: bool
-    kind: int
+    named: str
 
 
 class Device(NamedTuple):
@@ -73,13 +74,14 @@ class Device(NamedTuple):
 
 
 class Outside(NamedTuple):
-    """An open file on a mount that isn't the container's: mount id and inode as CRIU names it, `regular` or not."""
+    """An open file on a mount that isn't the container's: mount id and inode as CRIU names it; `kind` is "file",
+    "queue" (a POSIX message queue) or "other"."""
 
     place: Place
     path: str
     mount: int
     inode: int
-    regular: bool
+    kind: str
 
 
 class Lock(NamedTuple):
@@ -110,7 +112,12 @@ class Shared(NamedTuple):
 
 
 class Look(NamedTuple):
-    """Everything. `links`: each descriptor's link. `init`: the container's first process, as the host counts."""
+    """Everything. `links`: each descriptor's link. `init`: the container's first process, as the host counts.
+
+    `covered`: open files on a mount that another one covers. `mapped`: (pid, path) of devices, rings and uprobes in
+    memory. `host_namespaces`: kinds that the container shares with the host. `mounts_behind`: mountpoints of foreign
+    mounts that are in no spec; `masters`: of mounts that get their propagation from outside.
+    """
 
     init: int
     processes: list[Process]
@@ -119,6 +126,7 @@ class Look(NamedTuple):
     sockets: list[Socket]
     devices: list[Device]
     outside: list[Outside]
+    covered: list[tuple[Place, str]]
     locks: list[Lock]
     special: list[Special]
     shared: list[Shared]

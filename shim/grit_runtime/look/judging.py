@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from grit_runtime.checks import Refusal, refuse
 from grit_runtime.look import sockets
-from grit_runtime.look.facts import Device, Look, Process, Socket, Special
+from grit_runtime.look.facts import Device, Look, Process, Special
 
 if TYPE_CHECKING:
     from grit_runtime.settings import Settings
@@ -23,27 +23,31 @@ UNSUPPORTED = {
     "anon_inode:bpf-prog": "bpf-program",
     "anon_inode:bpf_link": "bpf-program",
     "anon_inode:bpf-link": "bpf-program",
+    "anon_inode:bpf-map": "bpf-map",
     "/secretmem": "secret-memory",
 }
 # Those that it dumps, or that we take care of: no finding, or one of their own.
-SUPPORTED = ("anon_inode:inotify", "anon_inode:[fanotify]", "anon_inode:[pidfd]", "anon_inode:bpf-map")
+SUPPORTED = ("anon_inode:inotify", "anon_inode:[fanotify]", "anon_inode:[pidfd]")
 WATCHES = {"anon_inode:inotify": "inotify", "anon_inode:[fanotify]": "fanotify"}
 # Protocols of sockets that CRIU dumps (criu/sockets.c, dump_socket).
 PROTOCOLS = frozenset(
     {"TCP", "TCPv6", "UDP", "UDPv6", "UDP-Lite", "UDPLITE", "UDPLITEv6", "UDPLite", "UNIX", "UNIX-STREAM", "NETLINK",
      "PACKET", "RAW", "RAWv6", "PING", "PINGv6", ""}
 )  # fmt: skip
-# (major, minor) of device files that CRIU dumps as such: null, zero, full, random, urandom; tty, console, ptmx; tun.
-DEVICES = frozenset({(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (10, 200)})
+# Device files that CRIU dumps as such (criu/files.c, dump_chrdev): all of null, zero, random, kmsg and their kind;
+# (major, minor) of tty, console, ptmx and tun; the terminals.
+MEMORY = 1
+DEVICES = frozenset({(5, 0), (5, 1), (5, 2), (10, 200)})
 PTS = range(136, 144)
 GPU = ("/dev/nvidia", "/dev/nvidia-uvm", "/dev/nvidiactl", "/dev/nvidia-caps/")
-MAP_TYPES = {"1": "hash", "2": "array"}  # enum bpf_map_type; the types whose content CRIU carries
 NESTED = {
     "pid": "nested-pid-namespace",
     "user": "user-namespace",
     "ipc": "nested-namespace",
     "uts": "nested-namespace",
     "cgroup": "nested-namespace",
+    "net": "nested-namespace",
+    "time_for_children": "nested-namespace",
 }
 
 
@@ -78,8 +82,11 @@ def findings(look: Look, *, ghost_limit: int | None = None) -> list[Finding]:
         *_mapped(look),
         *_whole(look),
     ]
+    once: dict[tuple[str, int, str], Finding] = {}
+    for finding in found:
+        once.setdefault(finding[:3], finding)
     order = (REFUSED, WARNING, HANDLED)
-    return sorted(found, key=lambda finding: order.index(finding.action))
+    return sorted(once.values(), key=lambda finding: order.index(finding.action))
 
 
 def refuse_what_fails(look: Look, settings: Settings) -> None:
@@ -130,11 +137,10 @@ def _special(look: Look) -> Iterator[Finding]:
         if entry.kind in WATCHES:
             yield _find(WATCHES[entry.kind], HANDLED, pid, object)
         elif entry.kind == "anon_inode:[pidfd]":
-            if entry.target > 0 and entry.target not in pids:
+            if entry.detail == "thread":
+                yield _find("pidfd-thread", REFUSED, pid, object)
+            elif entry.target > 0 and entry.target not in pids:
                 yield _find("pidfd", REFUSED, pid, object, target=entry.target)
-        elif entry.kind == "anon_inode:bpf-map":
-            if entry.detail not in MAP_TYPES:
-                yield _find("bpf-map", REFUSED, pid, object, type=entry.detail)
         elif entry.kind in UNSUPPORTED:
             yield _find(UNSUPPORTED[entry.kind], REFUSED, pid, object)
         elif entry.kind.startswith("anon_inode:"):
@@ -162,12 +168,12 @@ def _sockets(look: Look) -> Iterator[Finding]:
             yield _find("tcp-established", HANDLED, pid, object, **facts)
         elif socket.waiting and socket.protocol.startswith("TCP"):
             yield _find("in-flight-connection", WARNING, pid, object, count=socket.waiting, **facts)
+        elif socket.waiting and socket.protocol == "NETLINK":
+            yield _find("netlink-unread", REFUSED, pid, object)
+        elif socket.named:
+            yield _find("unix-datagram-outside", HANDLED, pid, object, name=socket.named)
         elif socket.outside:
-            yield _unix_outside(socket, pid, object)
-
-
-def _unix_outside(socket: Socket, pid: int, object: str) -> Finding:
-    return _find("unix-peer-outside", REFUSED, pid, object, name=socket.local or "unnamed")
+            yield _find("unix-peer-outside", REFUSED, pid, object, name=socket.local or "unnamed")
 
 
 def _devices(look: Look) -> Iterator[Finding]:
@@ -179,7 +185,7 @@ def _devices(look: Look) -> Iterator[Finding]:
 
 
 def _dumped(device: Device) -> bool:
-    return (device.major, device.minor) in DEVICES or device.major in PTS
+    return device.major == MEMORY or (device.major, device.minor) in DEVICES or device.major in PTS
 
 
 def _files(look: Look, ghost_limit: int | None) -> Iterator[Finding]:
@@ -193,10 +199,14 @@ def _files(look: Look, ghost_limit: int | None) -> Iterator[Finding]:
             yield _find("ghost-file", HANDLED, pid, object, size=file.size)
     for outside in look.outside:
         pid, fd = outside.place
-        if pid == look.init and fd in (0, 1, 2) and outside.regular:
+        if outside.kind == "queue":
+            yield _find("message-queue", REFUSED, pid, f"descriptor {fd}", path=outside.path)
+        elif outside.kind == "file" and fd in (0, 1, 2):
             yield _find("stdio-file", HANDLED, pid, f"descriptor {fd}", path=outside.path)
         else:
             yield _find("file-outside", REFUSED, pid, f"descriptor {fd}", path=outside.path)
+    for (pid, fd), path in look.covered:
+        yield _find("file-covered", REFUSED, pid, f"descriptor {fd}", path=path)
     for lock in look.locks:
         yield _find("file-lock", HANDLED, lock.pid, lock.path, kind=lock.kind)
 

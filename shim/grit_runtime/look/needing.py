@@ -32,8 +32,8 @@ def needs(look: Look, spec: dict[str, Any]) -> Needs:
     ghosts = [file.size for file in look.files if not file.names]
     return Needs(
         tcp_established=any(map(sockets.connected, look.sockets)),
-        skip_in_flight=any(s.waiting for s in look.sockets if s.protocol in ("TCP", "TCPv6")),
-        ext_unix_sk=any(socket.outside for socket in look.sockets),
+        skip_in_flight=any(socket.waiting for socket in look.sockets if socket.protocol.startswith("TCP")),
+        ext_unix_sk=any(socket.named for socket in look.sockets),
         file_locks=bool(look.locks),
         link_remap=any(file.names for file in look.files),
         ghost_limit=max(GHOST_DEFAULT, max(ghosts, default=0) * 2),
@@ -52,6 +52,6 @@ def external_files(look: Look) -> list[tuple[int, int, int]]:
     """Regular files of the host that the container has as its stdio: one entry each, at its lowest descriptor."""
     found: dict[tuple[int, int], int] = {}
     for file in sorted(look.outside):
-        if file.place[0] == look.init and file.regular:
+        if file.place[0] == look.init and file.kind == "file":
             found.setdefault((file.mount, file.inode), file.place[1])
     return [(mount, inode, fd) for (mount, inode), fd in found.items()]

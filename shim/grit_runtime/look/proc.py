@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from grit_runtime.look.facts import Process
 
-NAMESPACES = ("mnt", "pid", "user", "ipc", "net", "uts", "cgroup", "time")
+NAMESPACES = ("mnt", "pid", "user", "ipc", "net", "uts", "cgroup", "time_for_children")
 DELETED = " (deleted)"
 
 

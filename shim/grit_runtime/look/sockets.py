@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from grit_runtime.look.facts import CONNECTED, TCP_LISTEN, Place, Socket
+from grit_runtime.look.facts import CONNECTED, ESTABLISHED, TCP_LISTEN, Place, Socket
 
 T = TypeVar("T")
 
@@ -14,11 +14,11 @@ CLONE_NEWIPC, CLONE_NEWNET = 0x08000000, 0x40000000  # linux/sched.h
 # linux/netlink.h, linux/sock_diag.h, linux/unix_diag.h
 NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST_DUMP, NLMSG_ERROR, NLMSG_DONE = 4, 20, 0x301, 2, 3
 AF_UNIX, AF_NETLINK, SOCK_RAW_CLOEXEC = 1, 16, 3 | 0o2000000
-UDIAG_SHOW = 0x01 | 0x04 | 0x10  # NAME, PEER, RQLEN
-UNIX_DIAG_NAME, UNIX_DIAG_PEER, UNIX_DIAG_RQLEN = 0, 2, 4
-SOCK_STREAM = 1
+UDIAG_SHOW = 0x01 | 0x04 | 0x08  # NAME, PEER, ICONS
+UNIX_DIAG_NAME, UNIX_DIAG_PEER, UNIX_DIAG_ICONS = 0, 2, 3
+SOCK_DGRAM = 2
 # system.sockprotoname -> the table of /proc/PID/net that lists the protocol's sockets
-TABLES = {"TCP": "tcp", "TCPv6": "tcp6", "UNIX": "unix", "UNIX-STREAM": "unix"}
+TABLES = {"TCP": "tcp", "TCPv6": "tcp6", "UNIX": "unix", "UNIX-STREAM": "unix", "NETLINK": "netlink"}
 
 
 class Inet(NamedTuple):
@@ -31,13 +31,14 @@ class Inet(NamedTuple):
 
 
 class Unix(NamedTuple):
-    """A Unix socket by unix_diag: `peer` is the other end's inode, 0 when there is none."""
+    """A Unix socket by unix_diag: `peer` is the other end's inode, 0 when there is none or nobody has accepted yet;
+    `clients`: the other ends of connections that a listening socket has not accepted."""
 
     kind: int
     state: int
     name: str
     peer: int
-    waiting: int
+    clients: tuple[int, ...]
 
 
 def protocol(pid: int, fd: int) -> str:
@@ -80,7 +81,8 @@ def unix(messages: Iterable[bytes]) -> dict[int, Unix]:
     found = {}
     for body in messages:
         _, kind, state, inode = struct.unpack_from("BBBxI", body)
-        name, peer, waiting, at = "", 0, 0, 16
+        name, peer, at = "", 0, 16
+        clients: tuple[int, ...] = ()
         while at + 4 <= len(body):
             length, attribute = struct.unpack_from("HH", body, at)
             if length < 4:
@@ -91,10 +93,10 @@ def unix(messages: Iterable[bytes]) -> dict[int, Unix]:
                 name = "@" + name[1:] if name.startswith("\0") else name.rstrip("\0")
             elif attribute == UNIX_DIAG_PEER:
                 peer = struct.unpack("I", value)[0]
-            elif attribute == UNIX_DIAG_RQLEN:
-                waiting = struct.unpack_from("I", value)[0]
+            elif attribute == UNIX_DIAG_ICONS:
+                clients = struct.unpack(f"{len(value) // 4}I", value)
             at += (length + 3) & ~3
-        found[inode] = Unix(kind, state, name, peer, waiting if state == TCP_LISTEN else 0)
+        found[inode] = Unix(kind, state, name, peer, clients)
     return found
 
 
@@ -157,6 +159,20 @@ def _setns(fd: int, flag: int) -> None:
         raise OSError(number, os.strerror(number), "setns")
 
 
+def netlink(text: str) -> dict[int, int]:
+    """/proc/net/netlink: inode -> bytes that wait to be read. Columns: sk Eth Pid Groups Rmem Wmem Dump ... Inode."""
+    rows = [line.split() for line in text.splitlines()[1:]]
+    return {int(row[-1]): int(row[4]) for row in rows}
+
+
+class Tables(NamedTuple):
+    """What the kernel says of the sockets of one network namespace, by inode."""
+
+    inet: dict[int, Inet]
+    unix: dict[int, Unix]
+    netlink: dict[int, int]
+
+
 def look(holders: Mapping[int, Place], namespaces: Mapping[int, str], pids: Sequence[int]) -> list[Socket]:
     """All sockets. `holders`: inode -> one descriptor of it; `namespaces`: pid -> its network namespace.
 
@@ -165,35 +181,64 @@ def look(holders: Mapping[int, Place], namespaces: Mapping[int, str], pids: Sequ
     groups: dict[str, dict[int, str]] = {}
     for inode, (pid, fd) in holders.items():
         groups.setdefault(namespaces.get(pid, ""), {})[inode] = protocol(pid, fd)
-    found = []
+    read: dict[str, Tables] = {}
     for namespace, members in groups.items():
         inside = next((pid for pid in pids if namespaces.get(pid) == namespace), 0)
-        tables = {TABLES[name] for name in members.values() if name in TABLES}
-        lines: dict[int, Inet] = {}
-        peers: dict[int, Unix] = {}
-        for table in tables:
-            try:
-                if table == "unix":
-                    peers = unix(within(inside, "net", CLONE_NEWNET, ask_unix))
-                else:
-                    with open(f"/proc/{inside}/net/{table}") as file:
-                        lines.update(inet(file.read(), members))
-            except OSError:  # the process has ended
-                continue
+        read[namespace] = _tables(inside, members)
+    everywhere = {inode: entry for tables in read.values() for inode, entry in tables.unix.items()}
+    waiting = {client for inode in holders if inode in everywhere for client in everywhere[inode].clients}
+    found = []
+    for namespace, members in groups.items():
         for inode, name in members.items():
-            found.append(_socket(holders, inode, name, lines.get(inode), peers.get(inode)))
+            if name.startswith("UNIX"):
+                found.append(_unix(holders, inode, name, everywhere, waiting))
+            else:
+                found.append(_other(holders[inode], inode, name, read[namespace]))
     return found
 
 
-def _socket(holders: Mapping[int, Place], inode: int, name: str, tcp: Inet | None, local: Unix | None) -> Socket:
+def _tables(pid: int, members: Mapping[int, str]) -> Tables:
+    tables = Tables({}, {}, {})
+    for table in {TABLES[name] for name in members.values() if name in TABLES}:
+        try:
+            if table == "unix":
+                tables.unix.update(unix(within(pid, "net", CLONE_NEWNET, ask_unix)))
+                continue
+            with open(f"/proc/{pid}/net/{table}") as file:
+                if table == "netlink":
+                    tables.netlink.update(netlink(file.read()))
+                else:
+                    tables.inet.update(inet(file.read(), members))
+        except OSError:  # the process has ended
+            continue
+    return tables
+
+
+def _unix(
+    holders: Mapping[int, Place], inode: int, name: str, table: Mapping[int, Unix], waiting: Collection[int]
+) -> Socket:
+    """Where the other end is, as CRIU would find it: among the sockets of our network namespaces that we hold, or as
+    a connection that one of our listening sockets has yet to accept. An accepted socket is in its client's namespace,
+    so one that is in no table of ours was connected to from outside."""
+    entry = table.get(inode)
+    if entry is None:
+        return Socket(holders[inode], inode, name, 0, "", "", 0, True, "")
+    if entry.peer:
+        outside = entry.peer not in holders
+    else:
+        outside = entry.state == ESTABLISHED and entry.kind != SOCK_DGRAM and inode not in waiting
+    named = ""
+    if outside and entry.kind == SOCK_DGRAM and entry.peer in table:
+        named = table[entry.peer].name
+    count = len(entry.clients)
+    return Socket(holders[inode], inode, name, entry.state, entry.name, str(entry.peer), count, outside, named)
+
+
+def _other(place: Place, inode: int, name: str, tables: Tables) -> Socket:
+    tcp = tables.inet.get(inode)
     if tcp is not None:
-        return Socket(holders[inode], inode, name, tcp.state, tcp.local, tcp.peer, tcp.waiting, False, SOCK_STREAM)
-    if local is not None:
-        outside = bool(local.peer) and local.peer not in holders
-        return Socket(
-            holders[inode], inode, name, local.state, local.name, str(local.peer), local.waiting, outside, local.kind
-        )
-    return Socket(holders[inode], inode, name, 0, "", "", 0, False, 0)
+        return Socket(place, inode, name, tcp.state, tcp.local, tcp.peer, tcp.waiting, False, "")
+    return Socket(place, inode, name, 0, "", "", tables.netlink.get(inode, 0), False, "")
 
 
 def connected(socket: Socket) -> bool:

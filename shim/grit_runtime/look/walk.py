@@ -25,13 +25,12 @@ class _Walk:
         self.links: dict[Place, str] = {}
         self.files: dict[tuple[int, int], File] = {}
         self.devices: list[Device] = []
-        self.outside: list[Outside] = []
         self.special: list[Special] = []
         self.holders: dict[int, Place] = {}
         self.mapped: list[tuple[int, str]] = []
         self.segments: list[tuple[int, int]] = []
-        self.checked: set[tuple[str, str]] = set()
-        self.mounts: dict[str, frozenset[int]] = {}
+        self.checked: dict[tuple[str, str], tuple[Place, int, int]] = {}
+        self.mounts: dict[str, int] = {}  # mount namespace -> a process in it
 
 
 def look(pids: Iterable[int], *, spec: dict[str, Any] | None = None, init: int | None = None) -> Look:
@@ -57,6 +56,7 @@ def look(pids: Iterable[int], *, spec: dict[str, Any] | None = None, init: int |
             _folders(walk, process)
         except (FileNotFoundError, ProcessLookupError):
             continue
+    outside, covered = _mounted(walk)
     alive = [process.pid for process in processes if process.namespaces.get("net")]
     networks = {process.pid: process.namespaces.get("net", "") for process in processes}
     behind, masters = _mounts(first, spec)
@@ -67,7 +67,8 @@ def look(pids: Iterable[int], *, spec: dict[str, Any] | None = None, init: int |
         files=list(walk.files.values()),
         sockets=sockets.look(walk.holders, networks, alive),
         devices=walk.devices,
-        outside=walk.outside,
+        outside=outside,
+        covered=covered,
         locks=_locks(walk, {process.pid for process in processes}),
         special=walk.special,
         shared=_shared(walk.segments),
@@ -121,37 +122,59 @@ def _device(walk: _Walk, place: Place, link: str) -> None:
 
 
 def _mount(walk: _Walk, process: Process, place: Place, link: str) -> None:
-    """Note a file that was opened on a mount of another namespace, as stdio of a host's file is.
+    """Note on which mount a file is open; the path alone doesn't tell that of stdio which is a file of the host.
 
-    The path alone doesn't tell. fdinfo is read once for each path, and always where one path often is two files.
+    fdinfo is read once for each path, and always where one path often is two files.
     """
     namespace = process.namespaces.get("mnt", "")
-    if place[1] not in STDIO and not link.startswith("/dev/"):
-        if (namespace, link) in walk.checked:
+    walk.mounts.setdefault(namespace, process.pid)
+    own = place[1] in STDIO or link.startswith("/dev/")
+    key = (f"{place[0]}:{place[1]}" if own else namespace, link)
+    if key not in walk.checked:
+        try:
+            info = proc.info(*place)
+        except OSError:
             return
-        walk.checked.add((namespace, link))
-    try:
-        info = proc.info(*place)
-        known = walk.mounts.get(namespace)
-        if known is None:
-            known = walk.mounts[namespace] = frozenset(mount.id for mount in mounts.read(process.pid))
-        if info.mount in known:
-            return
-        facts = os.stat(f"/proc/{place[0]}/fd/{place[1]}")
-    except OSError:
-        return
-    walk.outside.append(Outside(place, link, info.mount, info.inode or facts.st_ino, stat.S_ISREG(facts.st_mode)))
+        walk.checked[key] = (place, info.mount, info.inode)
+
+
+def _mounted(walk: _Walk) -> tuple[list[Outside], list[tuple[Place, str]]]:
+    """Files on mounts that no process of ours has in its namespace, and files on a mount that is mounted over."""
+    ids: set[int] = set()
+    over: set[int] = set()
+    queues: set[int] = set()
+    for pid in walk.mounts.values():
+        try:
+            table = mounts.read(pid)
+        except OSError:
+            continue
+        points = {mount.id: mount.point for mount in table}
+        ids |= points.keys()
+        over |= {mount.parent for mount in table if points.get(mount.parent) == mount.point and mount.point != "/"}
+        queues |= {os.makedev(*map(int, mount.dev.split(":"))) for mount in table if mount.fstype == "mqueue"}
+    outside, covered = [], []
+    for (_, link), (place, mount, inode) in walk.checked.items():
+        if mount in over:
+            covered.append((place, link))
+        elif mount not in ids:
+            try:
+                facts = os.stat(f"/proc/{place[0]}/fd/{place[1]}")
+            except OSError:
+                continue
+            kind = "queue" if facts.st_dev in queues else "file" if stat.S_ISREG(facts.st_mode) else "other"
+            outside.append(Outside(place, link, mount, inode or facts.st_ino, kind))
+    return outside, covered
 
 
 def _special(walk: _Walk, process: Process, place: Place, link: str) -> None:
     kind, target, detail = link, 0, ""
-    if link == "anon_inode:[pidfd]" or link == "anon_inode:bpf-map":
+    if link == "anon_inode:[pidfd]":
         try:
-            fields = proc.status("\n".join(proc.info(*place).rest))
+            info = proc.info(*place)
         except OSError:
             return
-        target = int(fields.get("Pid", "0"))
-        detail = fields.get("map_type", "") or str(int(fields.get("NSpid", "0").split()[-1] or 0))
+        target = int(proc.status("\n".join(info.rest)).get("Pid", "0"))
+        detail = "thread" if info.flags & os.O_EXCL else ""
     walk.special.append(Special(place, kind, target, detail))
 
 
