@@ -44,7 +44,10 @@ class Restore(NamedTuple):
 
     roots: tuple[str, ...] = ("/var/lib/grit", "/var/lib/kubelet/checkpoints", "/mnt/checkpoints")
     wait: int = 100
-    optional_mounts: tuple[str, ...] = ()
+    optional_mounts: tuple[str, ...] = (
+        "*/gbm/nvidia-drm_gbm.so", "*/nvidia/xorg/*", "*/vdpau/libvdpau_nvidia.so*", "/etc/vulkan/*",
+        "/usr/share/vulkan/*", "/usr/share/egl/*", "/usr/share/glvnd/*", "/usr/share/X11/*", "/usr/share/nvidia/*",
+    )  # fmt: skip
     allow: tuple[str, ...] = ()
 
 
