@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from grit_runtime import watches
 from grit_runtime.checks import Refusal
-from grit_runtime.watches import Holder, Instance, Record, Target, Watch, inotify
+from grit_runtime.watches import Holder, Instance, Record, Target, Watch, inotify, syscalls
 from grit_runtime.watches.record import Problem
 from grit_runtime.watches.syscalls import TimerSetting, pidfd_getfd, timerfd_gettime, timerfd_settime
 
@@ -182,6 +182,16 @@ def test_inotify(container: Container) -> None:
     assert [once, 0x8000] in container.ask("child.events('a')"), "a ONESHOT watch goes after its first event"
     assert f"wd:{tidy:x} " in " ".join(container.fdinfo(fd))
     assert container.ask("child.watch('a', '/etc')") == following
+
+
+def test_kernel_without_fid_handles(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Linux 6.5 nothing has a handle on overlay and proc: device and inode number must do."""
+    monkeypatch.setattr(syscalls, "_fid_flag", 0)
+    paths = ["/low/file", "/low/copied", "/low/deep", "/up", "/t/file", "/proc/sys/kernel/hostname", "/bind/file"]
+    container.ask("child.new('a')")
+    numbers = {container.ask(f"child.watch('a', {path!r})"): path for path in paths}
+    record = there_and_back(container, container.pids)
+    assert {watch.wd: watch.path for watch in record.inotify[0].watches} == numbers
 
 
 def test_fanotify(container: Container) -> None:

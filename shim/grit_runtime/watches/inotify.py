@@ -11,10 +11,9 @@ from .opening import Root, via
 from .record import Instance, Problem, Watch
 from .syscalls import (
     IN_ALL_EVENTS,
-    IN_EXCL_UNLINK,
     IN_IGNORED,
     IN_MASK_CREATE,
-    IN_ONESHOT,
+    INOTIFY_MASK,
     inotify_add_watch,
     inotify_rm_watch,
     inotify_set_next,
@@ -22,7 +21,6 @@ from .syscalls import (
 )
 
 _EVENT = struct.Struct("=iIII")  # linux/inotify.h struct inotify_event: wd, mask, cookie, len; then the name
-_KEPT = IN_ALL_EVENTS | IN_EXCL_UNLINK | IN_ONESHOT
 
 
 def watches(fd: int) -> dict[int, Watch]:
@@ -97,7 +95,7 @@ def _add(fd: int, watch: Watch, root: Root) -> tuple[str, str] | None:
         return "path-gone", str(error)
     try:
         inotify_set_next(fd, watch.wd)
-        wd = inotify_add_watch(fd, via(file), watch.mask & _KEPT | IN_MASK_CREATE)
+        wd = inotify_add_watch(fd, via(file), watch.mask & INOTIFY_MASK | IN_MASK_CREATE)
     except FileExistsError as error:
         return "number-taken", f"the inode is watched already: {error}"
     except OSError as error:

@@ -8,12 +8,9 @@ from typing import NoReturn
 
 from .record import Group, Holder, Instance, Mark, Record, Target, Timer, Watch
 from .syscalls import (
-    FAN_MARK_EVICTABLE,
-    FAN_MARK_IGNORE,
-    FAN_MARK_IGNORED_SURV_MODIFY,
-    IN_ALL_EVENTS,
-    IN_EXCL_UNLINK,
-    IN_ONESHOT,
+    FANOTIFY_MASK,
+    INOTIFY_MASK,
+    MARK_FLAGS,
     TFD_TIMER_ABSTIME,
     TFD_TIMER_CANCEL_ON_SET,
 )
@@ -25,10 +22,6 @@ MAX_PID = 2**22  # PID_MAX_LIMIT, linux/threads.h
 MAX_FD = 2**30  # sysctl fs.nr_open cannot go beyond
 MAX_WATCHES = 2**20  # of a record; the kernel's own default limit for a user
 MAX_OPEN_FILES = 2**17
-INOTIFY_MASK = IN_ALL_EVENTS | IN_EXCL_UNLINK | IN_ONESHOT
-# linux/fanotify.h: all FAN_ events, permission events, FAN_EVENT_ON_CHILD and FAN_ONDIR
-FANOTIFY_MASK = 0x1FFF | 0x8000 | 0x10000 | 0x20000 | 0x40000 | 0x100000 | 0x08000000 | 0x10000000 | 0x40000000
-MARK_FLAGS = FAN_MARK_IGNORED_SURV_MODIFY | FAN_MARK_EVICTABLE | FAN_MARK_IGNORE
 MARK_KINDS = ("inode", "mount", "filesystem")
 CLOCKS = (0, 1, 7, 8, 9)  # linux/time.h: REALTIME, MONOTONIC, BOOTTIME, REALTIME_ALARM, BOOTTIME_ALARM
 PATH_MAX = 4096  # linux/limits.h
