@@ -22,7 +22,15 @@ REASONS = {
         "{path} has image format {version}, which is older or newer than what this CRIU can be given",
         "Make the checkpoint again with CRIU 4.1 or newer.",
     ),
+    "image-incremental": Reason(
+        "{path} is incremental: it needs the images at {parent} too",
+        "Make a full checkpoint (without --parent-path); an incremental one can't be moved alone.",
+    ),
     # the program and its configuration
+    "criu-check": Reason(
+        "`criu check` isn't content with this node: {what}",
+        "Run `criu check` as root; the kernel needs CONFIG_CHECKPOINT_RESTORE.",
+    ),
     "criu-missing": Reason(
         "CRIU is not installed on this node",
         "Install the package criu (4.1 or newer; on kernel 6.16 and newer 4.2).",
@@ -39,6 +47,22 @@ REASONS = {
     "log-unreadable": Reason(
         "the log {path} can't be read: {error}",
         "Name a log, an image folder or a checkpoint that you may read.",
+    ),
+    "checkpoint-unknown": Reason(
+        "{path} is no file, no folder and no container whose logs were kept",
+        "Name a checkpoint's folder or archive, a log, or a container's id; `gritctl logs` lists what was kept.",
+    ),
+    "no-images": Reason(
+        "{path} holds no images of CRIU's",
+        "Name the folder of a checkpoint: the one with inventory.img, or the one above.",
+    ),
+    "archive-unreadable": Reason(
+        "the archive {path} can't be read: {error}",
+        "Copy it again; zstd archives have to be unpacked first.",
+    ),
+    "archive-not-verified": Reason(
+        "{path} is an archive, whose files can't be compared where they are",
+        "Unpack it below one of restore.roots, then verify the folder.",
     ),
     # what CRIU's logs say of mounts
     "mount-unmapped": Reason(

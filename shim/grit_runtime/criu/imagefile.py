@@ -105,6 +105,8 @@ def open_file(path: Path) -> BinaryIO:
     try:
         # A FIFO would make us wait; O_NONBLOCK means nothing for a regular file.
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except FileNotFoundError:
+        raise refuse("image-missing", path=path, what="it isn't there") from None
     except OSError as error:
         raise refuse("image-missing", path=path, what=error.strerror or "unreadable") from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):

@@ -14,14 +14,15 @@ from grit_runtime.criu.complete import complete, parent, problems
 from grit_runtime.criu.imagefile import Path, entries, first, rewrite, rewritten
 from grit_runtime.criu.inventory import Inventory, Namespaces, inventory, namespaces, processes
 from grit_runtime.criu.mountpoints import Mount, external_keys, mask, masks, mounts, readonly, root, unexpected
-from grit_runtime.criu.openfiles import OpenFile, Remap, Socket, addresses, open_files, remaps, sockets
+from grit_runtime.criu.openfiles import OpenFile, Remap, Socket, addresses, open_files, remaps, sockets, watches
 from grit_runtime.criu.tasks import Capabilities, Credentials, Memory, Task, capabilities, memory, tasks
 
 __all__ = [
     "Capabilities", "Credentials", "Inventory", "Memory", "Mount", "Namespaces", "OpenFile", "Remap", "Socket", "Stats",
     "Timer", "addresses", "capabilities", "cgroups", "complete", "external_keys", "hostname", "inventory", "ipc_files",
     "mask", "masks", "memory", "mounts", "namespaces", "open_files", "parent", "problems", "processes", "readonly",
-    "remaps", "root", "set_hostname", "sockets", "stats", "tasks", "timers", "unexpected", "Task", "with_hostname",
+    "remaps", "root", "set_hostname", "sockets", "stats", "tasks", "timers", "unexpected", "watches", "Task",
+    "with_hostname",
 ]  # fmt: skip
 
 

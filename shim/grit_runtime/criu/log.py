@@ -16,8 +16,9 @@ from typing import NamedTuple
 from grit_runtime.checks import Refusal, refuse
 from grit_runtime.criu.symptoms import SYMPTOMS
 
-__all__ = ["SYMPTOMS", "Cause", "Line", "Log", "cause", "read", "refusal", "summary"]
+__all__ = ["SYMPTOMS", "WARNINGS", "Cause", "Line", "Log", "cause", "causes", "explain", "read", "refusal", "summary"]
 
+WARNINGS = ("gpu-plugin-off",)  # known lines that may stand in the log of a success
 KEEP = 200  # error lines
 LONGEST = 4096  # bytes of a line that are looked at
 LINE = re.compile(r"^(?:\((?P<time>\d+\.\d+)\))?\s*(?P<text>.*)$", re.DOTALL)
@@ -58,13 +59,15 @@ class Line(NamedTuple):
 
 
 class Log(NamedTuple):
-    """`kind`: dump, restore or empty. `stage`: the last that CRIU ran scripts for. `lines`: errors and the like."""
+    """`kind`: dump, restore or empty. `stage`: the last that CRIU ran scripts for before it failed. `lines`: errors
+    and other lines by which a known failure is recognised."""
 
     path: str
     kind: str
     version: str
     kernel: str
     stage: str
+    seconds: float
     finished: bool
     lines: list[Line]
 
@@ -85,17 +88,17 @@ class Cause(NamedTuple):
 def read(path: str | os.PathLike[str]) -> Log:
     """Read a log. Refuses `log-unreadable`."""
     kind = version = kernel = stage = process = thing = ""
-    finished = False
+    finished, failing, seconds = False, False, 0.0
     kept: list[Line] = []
     for number, raw in _lines(path):
         match = LINE.match(raw)
         text = match["text"] if match else raw
-        seconds = float(match["time"] or 0) if match else 0.0
+        seconds = float(match["time"]) if match and match["time"] else seconds
         if text.startswith("Version: "):
             version = text[9:].split(" ")[0]
         elif text.startswith("Running on "):
             kernel = text[11:]
-        elif found := STAGE.match(text):
+        elif (found := STAGE.match(text)) and not failing:
             stage = found[1]
         elif text.startswith(("Dumping finished successfully", "Restore finished successfully", "Writing stats")):
             finished = True
@@ -104,21 +107,33 @@ def read(path: str | os.PathLike[str]) -> Log:
             process, thing = f"{task[1]} ({task[2]})", ""
         elif descriptor := DESCRIPTOR.match(text):
             thing = f"fd {descriptor[2]}"
+        elif text.startswith("-----"):
+            thing = ""
         if ERROR.match(text) or _telling(text):
             kept.append(Line(number, seconds, text, process, thing))
+            failing = failing or not HARMLESS.search(text)
             if len(kept) > KEEP:
                 del kept[KEEP // 2]  # the first ones tell the cause, the last ones how it ended
-    return Log(os.fspath(path), kind, version, kernel, stage, finished, kept)
+    return Log(os.fspath(path), kind, version, kernel, stage, seconds, finished, kept)
+
+
+def causes(log: Log) -> list[Cause]:
+    """All known failures that a log's lines tell, in the order of SYMPTOMS; each reason once."""
+    result: dict[str, Cause] = {}
+    explained: set[int] = set()
+    for pattern, reason in SYMPTOMS:
+        for line in log.lines:
+            found = pattern.search(line.text) if line.number not in explained else None
+            if found:
+                explained.add(line.number)
+                facts = {name: value for name, value in found.groupdict().items() if value is not None}
+                result.setdefault(reason, Cause(reason, facts, line))
+    return list(result.values())
 
 
 def cause(log: Log) -> Cause | None:
     """The first known failure, in the order of SYMPTOMS, that any of a log's lines tells."""
-    for pattern, reason in SYMPTOMS:
-        for line in log.lines:
-            found = pattern.search(line.text)
-            if found:
-                return Cause(reason, {k: v for k, v in found.groupdict().items() if v is not None}, line)
-    return None
+    return next(iter(causes(log)), None)
 
 
 def summary(path: str | os.PathLike[str]) -> str:
