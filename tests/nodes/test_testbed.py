@@ -128,7 +128,7 @@ with Testbed() as bed:
     from tests.testbed import runs
 
     until("the guard's work", lambda: not runs.leaks(tag), 60)
-    assert not [pid for pid in members if Path(f"/proc/{pid}").exists()]
+    until("the end of all its processes", lambda: not any(Path(f"/proc/{pid}").exists() for pid in members), 30)
 
 
 def test_second_up_cleans_what_a_killed_guard_left() -> None:

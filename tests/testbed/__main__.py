@@ -3,6 +3,7 @@
 build   builds the nodes' trees and images (cached in .nodes)
 up      brings both nodes up, prints the run's tag, and leaves them up in the background until `down`
 shell   runs CMD (default: bash) in NODE (a or b) of the latest run that `up` made; without one, in nodes of its own
+        (another run than the latest: GRIT_RUN=TAG)
 list    the runs of this checkout that live, with their nodes' first processes
 leaks   what runs that are dead left; exit code 1 if there is something
 clean   ends all runs of this checkout and removes the cache"""
@@ -88,7 +89,11 @@ def kept() -> list[str]:
 
 
 def down(which: list[str]) -> int:
-    for tag in which or kept():
+    tags = which or kept()
+    if len(tags) > 1 and not which:
+        print(f"which one? {' '.join(tags)}", file=sys.stderr)
+        return 2
+    for tag in tags:
         try:
             os.kill(int((RUNS / tag / "keeper").read_text()), signal.SIGTERM)
         except (FileNotFoundError, ProcessLookupError):
@@ -110,7 +115,7 @@ def shell(name: str, argv: list[str]) -> int:
     if tags:
         from .node import attach
 
-        node = attach(tags[-1], f"node-{name[-1]}")
+        node = attach(os.environ.get("GRIT_RUN") or tags[-1], f"node-{name[-1]}")
         return subprocess.call(node.command(argv or ["bash"]), env={**os.environ, "LANG": "C.UTF-8"})
     with Testbed() as bed:
         node = bed.a if name[-1] == "a" else bed.b
@@ -118,7 +123,8 @@ def shell(name: str, argv: list[str]) -> int:
 
 
 def clean() -> int:
-    down([])
+    for tag in kept():
+        down([tag])
     for tag in runs.tags():
         if not runs.alive(tag):
             runs.clean(tag)

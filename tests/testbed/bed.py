@@ -19,6 +19,7 @@ class Testbed:
 
     def __init__(self, deb: Path | None = None) -> None:
         self.deb = deb
+        self._entered: list[Node] = []
 
     def __enter__(self) -> Testbed:
         self.up()
@@ -36,6 +37,7 @@ class Testbed:
         try:
             self.a, self.b = (Node(recipe, self.run, trees[recipe.name]) for recipe in (NODE_A, NODE_B))
             for node in self.nodes:
+                self._entered.append(node)
                 node.enter()
             for node in self.nodes:
                 node.wait()
@@ -70,6 +72,8 @@ class Testbed:
     def down(self) -> None:
         """Ends both nodes; nothing of the run is left when it returns (RuntimeError if something is)."""
         self.run.end()
+        for node in self._entered:
+            node.reap()
 
     def leaks(self) -> list[str]:
         """What the run left on this machine: [] after `down`."""

@@ -44,6 +44,7 @@ class Node:
         self.group = run.group(recipe.name)
         self._tree = tree
         self._children: list[subprocess.Popen[bytes]] = []
+        self._first: subprocess.Popen[bytes] | None = None
         self.pid = 0
 
     # bringing it up: enter() for all nodes first, then prepare(), so that they start at the same time
@@ -80,6 +81,7 @@ class Node:
         os.close(self._ready)
         if said != b"ready\n":
             raise RuntimeError(f"{self.name} does not come up: {(self.run_folder / 'enter.log').read_text()}")
+        assert self._first
         parent = self._first.pid
         self.pid = int(Path(f"/proc/{parent}/task/{parent}/children").read_text().split()[0])
         self._entries = groups.inner(self._entries)
@@ -219,6 +221,12 @@ class Node:
         place = other.path(target)
         place.mkdir(parents=True, exist_ok=True)
         subprocess.run(["cp", "-a", f"{self.path(source)}/.", str(place)], check=True, timeout=300)
+
+    def reap(self) -> None:
+        """Waits for this process's children in a node that has been ended."""
+        for child in [*filter(None, [self._first]), *self._children]:
+            child.wait(30)
+        self._children.clear()
 
     def leaks(self) -> list[str]:
         """What containers left in this node: cgroups with a container's name, mounts, shims, CRIU and our processes."""
