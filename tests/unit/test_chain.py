@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from grit_runtime import chain
 from grit_runtime.argv import parse
 from grit_runtime.checks import Refusal

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from grit_runtime import report
 from grit_runtime.argv import parse
 

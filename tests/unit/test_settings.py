@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from grit_runtime import settings
 from grit_runtime.checks import Refusal
 

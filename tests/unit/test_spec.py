@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-
 from grit_runtime import spec
 from grit_runtime.checks import Refusal
 
