@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from grit_runtime.layer.applying import Applied, applied, apply, apply_once
     from grit_runtime.layer.mounted import Overlay, overlay, shm_of
-    from grit_runtime.layer.saving import Saved, save, save_shm
+    from grit_runtime.layer.newfile import Saved
+    from grit_runtime.layer.saving import save, save_shm
     from grit_runtime.layer.shm import Placed, apply_shm, remove_shm
 
 NAME = "rootfs-diff.tar"
@@ -28,7 +29,7 @@ __all__ = [
 _HOME = {
     "Applied": "applying", "applied": "applying", "apply": "applying", "apply_once": "applying",
     "Overlay": "mounted", "overlay": "mounted", "shm_of": "mounted",
-    "Saved": "saving", "save": "saving", "save_shm": "saving",
+    "Saved": "newfile", "save": "saving", "save_shm": "saving",
     "Placed": "shm", "apply_shm": "shm", "remove_shm": "shm",
 }  # fmt: skip
 

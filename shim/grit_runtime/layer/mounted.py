@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 class Overlay(NamedTuple):
     """`upper` and `work` are as the kernel tells them and may be relative (see `place`); `dev` is "major:minor" of the
-    mount, `xattr` the prefix of overlay's marks.
+    mount, `xattr` the prefix of overlay's marks, `indexed` whether it keeps hard links whole (see `aliases`).
 
     `lowers`, the topmost first, may be relative too: containerd and podman shorten a long list by changing directory
     before they mount. Nothing here reads them.
@@ -30,6 +30,7 @@ class Overlay(NamedTuple):
     work: str = ""
     dev: str = ""
     xattr: str = "trusted.overlay."
+    indexed: bool = False
 
 
 def overlay(mounts: Iterable[Mount], point: str = "/") -> Overlay | None:
@@ -60,7 +61,7 @@ def overlay(mounts: Iterable[Mount], point: str = "/") -> Overlay | None:
             lowers.append(value)
         elif key == "userxattr":
             prefix = "user.overlay."
-    return Overlay(upper, tuple(lowers), work, top.dev, prefix) if upper else None
+    return Overlay(upper, tuple(lowers), work, top.dev, prefix, "index=on" in top.super_options) if upper else None
 
 
 def shm_of(mounts: Iterable[Mount], node: Iterable[Mount] | None = None) -> Mount | None:
@@ -90,7 +91,7 @@ def place(found: Overlay, node: Iterable[Mount] | None = None) -> tuple[Overlay,
         while True:
             path = os.path.join(base, upper)
             if os.path.isdir(path) and (os.path.isabs(upper) or os.path.isdir(os.path.join(base, found.work))):
-                return found._replace(upper=path), seen
+                return found._replace(upper=path, work=os.path.join(base, found.work)), seen
             if base == "/" or os.path.isabs(upper):
                 break
             base = os.path.dirname(base)

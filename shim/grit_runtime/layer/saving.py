@@ -7,16 +7,16 @@ a file of which only the metadata was copied up (metacopy), and what a renamed d
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Iterable
 
 from grit_runtime import beneath
 from grit_runtime.checks import refuse
+from grit_runtime.layer import aliases
 from grit_runtime.layer.copying import segments
 from grit_runtime.layer.mounted import Overlay, place
+from grit_runtime.layer.newfile import Saved, new_archive
 from grit_runtime.layer.tarout import NOTHING, Attributes, Changed, Writer, charset, sparse_map
 from grit_runtime.layer.tree import lstat
 
@@ -25,14 +25,6 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _STRICT = beneath.RESOLVE_BENEATH | beneath.RESOLVE_NO_SYMLINKS | beneath.RESOLVE_NO_XDEV
 _KINDS = {stat.S_IFREG: b"0", stat.S_IFLNK: b"2", stat.S_IFDIR: b"5", stat.S_IFIFO: b"6"}
-
-
-class Saved(NamedTuple):
-    """`bytes` is the archive's size, `left_out` counts sockets, device nodes and names that would read as whiteouts."""
-
-    bytes: int
-    entries: int
-    left_out: int = 0
 
 
 def save(overlay: Overlay, merged_root: str, out: str, *, skip: Iterable[str] = ()) -> Saved:
@@ -44,9 +36,15 @@ def save(overlay: Overlay, merged_root: str, out: str, *, skip: Iterable[str] = 
     Refuses layer-upper-unknown, layer-unreadable, layer-unwritable.
     """
     overlay, seen = place(overlay)
-    return _into(
-        out, overlay.upper, lambda writer: _Walk(writer, overlay.xattr, seen or merged_root, skip).tree(overlay.upper)
-    )
+
+    def walk(writer: Writer) -> tuple[int, int]:
+        walking = _Walk(writer, overlay.xattr, seen or merged_root, skip)
+        walking.tree(overlay.upper)
+        if overlay.indexed and aliases.exist(overlay.work):
+            walking.other_names()
+        return walking.entries, walking.left_out
+
+    return new_archive(out, overlay.upper, walk)
 
 
 def save_shm(root: str, out: str) -> Saved | None:
@@ -67,7 +65,7 @@ def save_shm(root: str, out: str) -> Saved | None:
         if not os.listdir(top):
             return None
         origin = f"{_boot_id()}:{os.fstat(top).st_dev:x}"
-        return _into(out, "/dev/shm", lambda writer: _Walk(writer, "trusted.overlay.", "", (), origin).tree(top))
+        return new_archive(out, "/dev/shm", lambda writer: _Walk(writer, "trusted.overlay.", "", (), origin).tree(top))
     finally:
         os.close(top)
 
@@ -81,7 +79,8 @@ class _Walk:
         self.writer, self.prefix, self.origin = writer, prefix, origin
         self.merged_root = merged_root
         self.skip = frozenset(path.strip("/") for path in skip)
-        self.links: dict[tuple[int, int], str] = {}
+        self.links: dict[tuple[int, int], str] = {}  # the first name of each file that has several
+        self.plural: dict[str, str] = {}  # all names of such files, with the first
         self.entries = self.left_out = 0
 
     def tree(self, top: str | int) -> tuple[int, int]:
@@ -93,6 +92,20 @@ class _Walk:
         finally:
             os.close(fd)
         return self.entries, self.left_out
+
+    def other_names(self) -> None:
+        """After the tree: further names of files that changed, of which only the merged mount knows."""
+        top = os.open(self.merged_root, _DIRECTORY)
+        try:
+            for path, folder, name in aliases.names(top):
+                if path in self.plural:
+                    st = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                    self.links[st.st_dev, st.st_ino] = self.plural[path]
+            for path, folder, name in aliases.names(top):
+                if path not in self.plural and path not in self.skip:
+                    self._file(name, path, None, folder, True)
+        finally:
+            os.close(top)
 
     def _directory(self, upper: int | None, merged: int | None, prefix: str, whole: bool) -> None:
         """The content of one directory: what `upper` holds or, when `whole`, all that `merged` shows."""
@@ -113,6 +126,7 @@ class _Walk:
 
     def _file(self, name: str, path: str, upper: int | None, merged: int | None, whole: bool) -> None:
         file = None
+        seen = []
         if upper is not None and (not whole or _is_file(name, upper)):
             file = os.open(name, _FILE, dir_fd=upper)
         try:
@@ -120,18 +134,21 @@ class _Walk:
             if self.prefix + "whiteout" in names and not whole:
                 self._whiteout(path)
                 return
-            key = None if file is None else os.fstat(file)
+            if file is not None:
+                seen.append(os.fstat(file))
+            if merged is not None:
+                seen.append(os.stat(name, dir_fd=merged, follow_symlinks=False))
             if file is None or self.prefix + "metacopy" in names:
-                seen = self._merged(path, _FILE) if merged is None else os.open(name, _FILE, dir_fd=merged)
+                other = self._merged(path, _FILE) if merged is None else os.open(name, _FILE, dir_fd=merged)
                 if file is not None:
                     os.close(file)
-                file = seen
+                file = other
                 names = os.listxattr(file)
-            st = os.fstat(file)
-            if not stat.S_ISREG(st.st_mode):
+                seen.append(os.fstat(file))
+            if not stat.S_ISREG(seen[-1].st_mode):
                 raise Changed
-            if not self._linked(path, key or st):
-                self._content(path, file, st, names)
+            if not self._linked(path, seen):
+                self._content(path, file, os.fstat(file) if len(seen) > 1 else seen[0], names)
         finally:
             if file is not None:
                 os.close(file)
@@ -160,7 +177,7 @@ class _Walk:
             self._whiteout(path)
         elif kind not in _KINDS or kind == stat.S_IFREG:
             self.left_out += 1  # sockets are bound again by CRIU; devices are this node's own
-        elif not self._linked(path, st):
+        elif not self._linked(path, [st]):
             here = f"/proc/self/fd/{listed}/{name}"
             names = os.listxattr(here, follow_symlinks=False)
             link = os.readlink(name, dir_fd=listed) if kind == stat.S_IFLNK else ""
@@ -200,14 +217,20 @@ class _Walk:
         self.entries += 1
         self.writer.entry(f"{parent}/{WHITEOUT}{name}" if parent else WHITEOUT + name, b"0", NOTHING)
 
-    def _linked(self, path: str, st: os.stat_result) -> bool:
-        """Whether this is another name of something that is in the archive already; then it is written as one."""
-        if st.st_nlink < 2:
+    def _linked(self, path: str, seen: list[os.stat_result]) -> bool:
+        """Whether this is another name of something that is in the archive already; then it is written as one.
+
+        A file that both views show has another inode number in each: `seen` has what is known of it.
+        """
+        if all(st.st_nlink < 2 for st in seen):
             return False
-        first = self.links.setdefault((st.st_dev, st.st_ino), path)
+        keys = [(st.st_dev, st.st_ino) for st in seen]
+        first = next((self.links[key] for key in keys if key in self.links), path)
+        self.plural[path] = first
+        self.links.update(dict.fromkeys(keys, first))
         if first == path:
             return False
-        self._entry(path, b"1", st, [], -1, link=first)
+        self._entry(path, b"1", seen[-1], [], -1, link=first)
         return True
 
     def _entry(
@@ -239,41 +262,6 @@ def carried(xattr: str) -> bool:
     if xattr.startswith("user.overlay."):
         return False
     return xattr.startswith(("user.", "system.posix_acl_")) or xattr == "security.capability"
-
-
-def _into(out: str, source: str, walk: Callable[[Writer], tuple[int, int]]) -> Saved:
-    """Runs `walk` on a new file beside `out` and renames that; if it fails, no file is left."""
-    part = out + ".part"
-    try:
-        if os.path.lexists(part):
-            os.unlink(part)
-        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise refuse("layer-unwritable", path=out, error=error.strerror) from error
-    try:
-        writer = Writer(fd)
-        entries, left_out = walk(writer)
-        writer.finish()
-        os.rename(part, out)
-    except BaseException as error:
-        os.unlink(part)
-        raise _named(error, out, source) from error
-    finally:
-        os.close(fd)
-    return Saved(writer.bytes, entries, left_out)
-
-
-def _named(error: BaseException, out: str, source: str) -> BaseException:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
-        return refuse("layer-unwritable", path=out, error=error.strerror)
-    if isinstance(error, OSError):
-        where = error.filename if isinstance(error.filename, str) else source
-        return refuse("layer-unreadable", path=where, error=error.strerror or error)
-    if isinstance(error, Changed):
-        return refuse("layer-unreadable", path=source, error="a file in it changed while it was read")
-    if isinstance(error, RecursionError):
-        return refuse("layer-unreadable", path=source, error="directories lie too deep in each other")
-    return error
 
 
 def _is_file(name: str, parent: int) -> bool:

@@ -83,7 +83,10 @@ def _new(top: str) -> tuple[str, int]:
     try:
         fcntl.flock(guard, fcntl.LOCK_EX)  # until the new folder has its own lock
         for name in os.listdir(top):
-            lock = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=guard)
+            try:
+                lock = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=guard)
+            except FileNotFoundError:
+                continue  # its owner has just removed it
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(os.path.join(top, name), ignore_errors=True)
