@@ -61,9 +61,66 @@ REASONS = {
         "{path} names grit-runtime as a runtime, and grit-runtime calls it: each call would go round in a circle",
         "Name runc or crun there.",
     ),
+    # doctor's
+    "handler-missing": Reason(
+        "{name} has no handler of ours ({path})",
+        "Run gritctl install.",
+    ),
+    "toolkit-legacy": Reason(
+        "{path} has mode legacy: its mounts are made by a hook, behind the spec, and can't be restored",
+        "Set mode to auto or cdi there, and restart containerd.",
+    ),
+    "criu-check-failed": Reason(
+        "criu check says: {what}",
+        "Load what it misses, or install a CRIU that fits this kernel.",
+    ),
+    "criu-kernel": Reason(
+        "CRIU {version} can't dump inet sockets on kernel {kernel}, which is 6.16 or newer",
+        "Install CRIU 4.2 or newer, on Debian 13 for example from testing.",
+    ),
+    "kernel-old": Reason(
+        "kernel {kernel} has no {what}",
+        "Use kernel {needed} or newer.",
+    ),
+    "network-lock-missing": Reason(
+        "the network lock is {wanted}, and this node has not what that needs",
+        "Install iptables, or a CRIU with nftables, or set network_lock in {config}.",
+    ),
+    "huge-pages-off": Reason(
+        "transparent huge pages are {state}, so GPU memory is copied by small pages, a third slower",
+        "Write madvise to /sys/kernel/mm/transparent_hugepage/enabled.",
+    ),
+    "space-low": Reason(
+        "{path} has {free} free",
+        "Make room, or keep checkpoints elsewhere: one takes the memory of its container, the GPU's included.",
+    ),
+    "root-writable": Reason(
+        "{path}, from which checkpoints are restored, can be written by others than root",
+        "Run 'chown root {path}; chmod go-w {path}': whoever writes there can become root.",
+    ),
+    "recovery-needed": Reason(
+        "{count} operations died and left something to undo",
+        "Run gritctl recover.",
+    ),
+    "part-missing": Reason(
+        "{what} is missing",
+        "Install the package grit-runtime again, with what it depends on.",
+    ),
+    "not-root": Reason(
+        "the check was not made by root, so {what} could not be seen",
+        "Run gritctl doctor as root.",
+    ),
+    "gpu-silent": Reason(
+        "the NVIDIA driver is loaded, but nvidia-smi does not answer",
+        "Look what nvidia-smi says.",
+    ),
     "logs-unknown": Reason(
         "nothing is kept of a container {id}",
         "List what is kept with 'gritctl logs'.",
+    ),
+    "logs-number": Reason(
+        "operation {number} was asked for, and {count} are kept",
+        "List them with 'gritctl logs'.",
     ),
     "recover-failed": Reason(
         "{count} of the operations that died could not be undone",

@@ -10,7 +10,7 @@ import click
 from grit_runtime.checks import Refusal, refuse
 from grit_runtime.ctl import BAD, changes, table, targets
 from grit_runtime.ctl.containerd import Edit, Handler
-from grit_runtime.ctl.main import fail
+from grit_runtime.ctl.main import refused
 
 RESTART = {
     "containerd": "systemctl restart containerd",
@@ -66,7 +66,7 @@ def command(
         table.show(table.wrap(f"{name} sees it after a restart; containers go on: {RESTART[name]}", table.width()))
     problems += _chain(root, found)
     for problem in problems:
-        fail(f"{problem.reason}: {problem.message}. {problem.remedy}")
+        refused(problem)
     if problems:
         ctx.exit(BAD)
 

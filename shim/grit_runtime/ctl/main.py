@@ -19,7 +19,7 @@ COMMANDS = {
     "check": ("check", "Say whether a running container can be checkpointed."),
     "diagnose": ("diagnose", "Explain a failed checkpoint or restore."),
     "inspect": ("inspect", "Show what a checkpoint holds."),
-    "verify": ("verify", "Say whether a checkpoint is whole and fits this node."),
+    "verify": ("verify", "Say whether a checkpoint is whole, unchanged, and fits this node."),
     "logs": ("logs", "List or print the kept logs of checkpoints and restores."),
     "recover": ("recover", "Undo what an operation that died has left behind."),
     "doctor": ("doctor", "Say whether this node is ready."),
@@ -51,7 +51,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except Refusal as refusal:
-            fail(f"{refusal.reason}: {refusal.message}. {refusal.remedy}")
+            refused(refusal)
             ctx.exit(BAD)
         except PermissionError as error:
             hint = "" if os.geteuid() == 0 else ". Run it as root"
@@ -62,6 +62,11 @@ class Commands(click.Group):
 def fail(text: str) -> None:
     """One line on stderr, whatever `text` holds."""
     click.echo(f"gritctl: {table.visible(text)}", err=True)
+
+
+def refused(refusal: Refusal) -> None:
+    """A refusal as one line on stderr: reason, what is wrong, what to do."""
+    fail(f"{refusal.reason}: {refusal.message}. {table.sentence(refusal.remedy)}")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})

@@ -171,6 +171,11 @@ def tree(branch: Branch, *, columns: int | None = None, colour: bool | None = No
     return lines
 
 
+def sentence(text: str) -> str:
+    """`text`, a remedy from the table of reasons, as a sentence: a capital at its beginning, a full stop at its end."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
+
+
 def size(count: float) -> str:
     """A number of bytes for people: 0 B, 12 KiB, 1.5 GiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -8,7 +8,7 @@ from grit_runtime.checks import Refusal, refuse
 from grit_runtime.ctl import BAD, changes, table
 from grit_runtime.ctl.containerd import Edit
 from grit_runtime.ctl.install import diff_lines
-from grit_runtime.ctl.main import fail
+from grit_runtime.ctl.main import refused
 
 
 @click.command()
@@ -40,6 +40,6 @@ def command(ctx: click.Context, dry_run: bool, root: str) -> None:
             problems.append(problem)
     table.show(table.table(rows))
     for problem in problems:
-        fail(f"{problem.reason}: {problem.message}. {problem.remedy}")
+        refused(problem)
     if problems:
         ctx.exit(BAD)

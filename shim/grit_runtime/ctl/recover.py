@@ -1,0 +1,50 @@
+"""gritctl recover: what operations left behind that died together with their guardians."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from grit_runtime import journal
+from grit_runtime.checks import refuse
+from grit_runtime.ctl import table
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="List what would be undone, and undo nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(dry_run: bool, as_json: bool) -> None:
+    """Undo what an operation that died has left behind.
+
+    An operation undoes its steps itself when it fails, and a guardian does when it is killed. Only when the guardian
+    was killed too is something left for this command. Exits with 1 if a step could not be undone; it stays on record.
+    """
+    found = [_recover(folder, dry_run) for folder in journal.pending()]
+    bad = sum(bool(operation["problems"]) for operation in found)
+    if as_json:
+        table.show_json("recover", {"operations": found})
+    elif not found:
+        table.show(["Nothing to recover."])
+    else:
+        table.show(table.table([_row(operation, dry_run) for operation in found], ("operation", "", "steps")))
+    if bad:
+        raise refuse("recover-failed", count=bad)
+
+
+def _recover(folder: str, dry_run: bool) -> dict[str, object]:
+    """Undo one operation; its name, the steps that were open (newest first), and what went wrong."""
+    try:
+        steps = [name for _, name, _ in journal.open_steps(folder)]
+        problems = [] if dry_run else journal.undo(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        steps, problems = [], [f"the journal can't be read: {error}"]
+    return {"operation": os.path.basename(folder), "folder": folder, "steps": steps, "problems": problems}
+
+
+def _row(operation: dict[str, object], dry_run: bool) -> tuple[table.Text, ...]:
+    problems, steps = operation["problems"], operation["steps"]
+    assert isinstance(problems, list) and isinstance(steps, list)
+    word = table.Cell("failed", "red") if problems else table.Cell("to undo" if dry_run else "undone", "green")
+    text = "; ".join(problems) if problems else ", ".join(steps) or "files only"
+    return str(operation["operation"]), word, text
