@@ -80,8 +80,8 @@ def plan(
     _group: object = None,
 ) -> Suspension:
     """Look at a container that is to be dumped. Refuses: gpu-forked-child, gpu-without-cuda, gpu-mig, gpu-mps,
-    cuda-ipc, cuda-failed-state, cuda-off, driver-too-old, driver-aarch64, cuda-missing, cuda-binary-missing, cuda-init-failed,
-    nvml-missing, host-memory."""
+    cuda-ipc, cuda-failed-state, cuda-off, driver-too-old, driver-aarch64, cuda-missing, cuda-binary-missing,
+    cuda-init-failed, nvml-missing, host-memory."""
     every = list(pids)
     found = holders.candidates(every, links, maps=present(spec))
     if found and cuda.way == "off":
@@ -178,7 +178,7 @@ class Suspension:
             steps.append(journal.add("resume-gpu", record=record))
             self._down()
         except BaseException:
-            self.close()
+            self.close(0.5)
             for step in reversed(steps):
                 with suppress(Exception):  # what can't be undone now stays open in the journal
                     journal.undo(step)
@@ -207,11 +207,11 @@ class Suspension:
         part = inventory.Part(self.driver, self.version, tuple(self.gpus), processes, self.bytes, 0)
         return inventory.to_json(part)
 
-    def close(self) -> None:
+    def close(self, wait: float = 5.0) -> None:
         """End the helper process; nothing is undone by it. For one who planned and then does not suspend."""
         helper, self.helper = self.helper, None
         if helper is not None:
-            helper.close()
+            helper.close(wait)
 
 
 def resume(record: Mapping[str, Any]) -> list[suspend.Phase]:

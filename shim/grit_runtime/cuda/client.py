@@ -66,8 +66,8 @@ class Helper:
     def __enter__(self) -> Helper:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.close(0.5 if kind else 5.0)
 
     def send(self, do: str, **arguments: object) -> int:
         """Ask; the number under which the answer will come."""
