@@ -49,6 +49,7 @@ def enter(work: str, split: bool) -> None:
     for name in ("low/file", "low/deep/er/file", "low/copied", "low/once", "low/gone", "low/ignored", "jail/in/file"):
         write(f"{work}/lower/{name}")
     os.symlink("/low/file", f"{work}/lower/low/link")
+    os.symlink("/low", f"{work}/lower/link")
     os.symlink(work, f"{work}/lower/escape")  # on the host it leads to other files than here
     for name in ("file", "gone"):
         write(f"{work}/bound/{name}")
@@ -122,7 +123,7 @@ class Child:
         if pid == 0:
             for fd in (*self.inotify.values(), *self.groups.values()):
                 os.dup(fd)
-            exec(function, {"os": os, "child": self})
+            exec(function, {"os": os, "child": self, "libc": libc})
             os.close(reader)
             os.write(writer, b"x")
             while True:

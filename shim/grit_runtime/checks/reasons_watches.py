@@ -25,6 +25,10 @@ REASONS: dict[str, Reason] = {
         " tasks wait for the answer",
         "Try again when the program has answered; if that never happens, stop it before the checkpoint",
     ),
+    "watches-too-many": Reason(
+        "the container has {count} watches, or more than a million descriptors of inotify, fanotify and running timers",
+        "Checkpoint it when it has fewer",
+    ),
     "watches-detach-failed": Reason(
         "the {what} of process {pid}, descriptor {fd}, could not be taken away: {error}",
         "Nothing was changed. Is the container frozen, and are we root with CAP_SYS_PTRACE?",

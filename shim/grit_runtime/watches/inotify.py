@@ -80,7 +80,7 @@ def reattach(fd: int, instance: Instance, root: Root) -> list[Problem]:
             reason, detail = problem
             problems.append(Problem(reason, "inotify", holder.pid, holder.fd, watch.wd, watch.path, detail))
     following = max([instance.next_wd, *(watch.wd + 1 for watch in instance.watches)])
-    if instance.watches and following < 2**31:
+    if 1 < following < 2**31:
         try:
             inotify_set_next(fd, following)
         except OSError as error:

@@ -21,7 +21,7 @@ INT = 2**31 - 1
 MAX_PID = 2**22  # PID_MAX_LIMIT, linux/threads.h
 MAX_FD = 2**30  # sysctl fs.nr_open cannot go beyond
 MAX_WATCHES = 2**20  # of a record; the kernel's own default limit for a user
-MAX_OPEN_FILES = 2**17
+MAX_HOLDERS = 2**20  # of a record: descriptors, counted for each process
 MARK_KINDS = ("inode", "mount", "filesystem")
 CLOCKS = (0, 1, 7, 8, 9)  # linux/time.h: REALTIME, MONOTONIC, BOOTTIME, REALTIME_ALARM, BOOTTIME_ALARM
 PATH_MAX = 4096  # linux/limits.h
@@ -32,8 +32,8 @@ def _holders(holders: tuple[Holder, ...]) -> list[list[int]]:
 
 
 def to_json(record: Record) -> dict[str, object]:
-    """Plain dicts, lists, numbers and strings; `from_json` reads them. Host pids are left out: they mean nothing
-    later."""
+    """Plain dicts, lists, numbers and strings; `from_json` reads them. Left out are host pids, which mean
+    nothing later, and timers that `rearm` never touches."""
     return {
         "version": VERSION,
         "init": record.init,
@@ -69,6 +69,7 @@ def to_json(record: Record) -> dict[str, object]:
                 "due": one.due,
             }
             for one in record.timers
+            if one.ticking
         ],
     }
 
@@ -105,7 +106,7 @@ def _dict(value: object, keys: str, what: str) -> dict[str, object]:
 
 
 def _read_holders(value: object) -> tuple[Holder, ...]:
-    pairs = [_list(pair, 2, "a holder", 2) for pair in _list(value, MAX_OPEN_FILES, "holders")]
+    pairs = [_list(pair, 2, "a holder", 2) for pair in _list(value, MAX_HOLDERS, "holders")]
     if not pairs:
         _bad("holders is empty")
     return tuple(Holder(_number(p, 1, MAX_PID, "a pid"), _number(f, 0, MAX_FD, "a descriptor")) for p, f in pairs)
@@ -194,6 +195,13 @@ def _read_timer(value: object) -> Timer:
     return Timer(_read_holders(row["holders"]), row["clock"], ticks, flags, value_ns, interval, due)
 
 
+def too_many(record: Record) -> bool:
+    """Whether `from_json` would refuse the record for its size."""
+    ticking = [timer.holders for timer in record.timers if timer.ticking]
+    holders = [*(one.holders for one in record.inotify), *(one.holders for one in record.fanotify), *ticking]
+    return record.watch_count > MAX_WATCHES or sum(map(len, holders)) > MAX_HOLDERS
+
+
 def from_json(value: object) -> Record:
     """The record that `to_json` wrote. Refuses `watches-record-invalid`, naming the first thing that is out of
     bounds."""
@@ -201,12 +209,11 @@ def from_json(value: object) -> Record:
     if type(row["version"]) is not int or row["version"] != VERSION:
         _bad(f"the version is {row['version']!r}")
     record = Record(
-        tuple(_read_instance(one) for one in _list(row["inotify"], MAX_OPEN_FILES, "inotify")),
-        tuple(_read_group(one) for one in _list(row["fanotify"], MAX_OPEN_FILES, "fanotify")),
-        tuple(_read_timer(one) for one in _list(row["timers"], MAX_OPEN_FILES, "timers")),
+        tuple(_read_instance(one) for one in _list(row["inotify"], MAX_HOLDERS, "inotify")),
+        tuple(_read_group(one) for one in _list(row["fanotify"], MAX_HOLDERS, "fanotify")),
+        tuple(_read_timer(one) for one in _list(row["timers"], MAX_HOLDERS, "timers")),
         _number(row["init"], 0, MAX_PID, "init"),
     )
-    holders = sum(len(one) for one in record.holders)
-    if record.watch_count > MAX_WATCHES or holders > MAX_OPEN_FILES:
+    if too_many(record):
         _bad("there are too many watches or descriptors")
     return record

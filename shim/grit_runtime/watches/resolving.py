@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from . import finding, mounttable
+from .manifest import too_many
 from .record import Mark, Record, Target, Watch
 from .searching import INSIDE, USUAL, Search
 from .syscalls import file_handle, openat2
@@ -59,12 +60,14 @@ def with_paths(
 
 def require_resolved(record: Record) -> None:
     """Refuses `watch-not-found`, `fanotify-filesystem-mark` or `fanotify-mark-unknown` for the first watch or mark
-    without a path."""
+    without a path, and `watches-too-many` for a record too large to be read back."""
     from ..checks import refuse
 
     def device(dev: int) -> str:
         return f"{dev >> 20}:{dev & 0xFFFFF}"
 
+    if too_many(record):
+        raise refuse("watches-too-many", count=record.watch_count)
     for group in record.fanotify:
         who = {"pid": group.holders[0].pid, "fd": group.holders[0].fd}
         if group.unknown:
