@@ -64,7 +64,11 @@ def script(recipe: Recipe, part: Path, mirror: str) -> str:
     include = ",".join(recipe.packages)
     later = f"apt -t {TESTING} install {' '.join(recipe.later)}" if recipe.later else ":"
     return f"""set -eu
-tree={part}
+# debootstrap takes no path with a space in it, nor a file system with nodev or noexec
+mount --bind . /mnt
+mount -o remount,bind,dev,exec,suid /mnt
+cd /mnt
+tree=/mnt/{part}
 # a test node that is thrown away: the keys of a suite that is newer than this machine are not at hand
 debootstrap --no-check-gpg --variant=minbase --include={include} {recipe.suite} "$tree" {mirror} sid
 printf '#!/bin/sh\\nexit 101\\n' >"$tree/usr/sbin/policy-rc.d"; chmod +x "$tree/usr/sbin/policy-rc.d"
@@ -114,7 +118,7 @@ def _build(wanted: list[Recipe], limit: float) -> None:
             ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "sh", "-c",
              script(recipe, part.relative_to(NODES), uri)],
             cwd=NODES, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            env={**os.environ, "GRIT_STANDIN": str(NODES / "standin.control")},
+            env={**os.environ, "GRIT_STANDIN": "/mnt/standin.control"},
         )  # fmt: skip
         jobs.append((recipe, part, log, job))
     try:
