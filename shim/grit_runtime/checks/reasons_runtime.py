@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from grit_runtime.checks import Reason
 
-_CONFIG = "correct the file; /usr/share/doc/grit-runtime/examples/config.toml documents every key"
+_CONFIG = "correct the file; /usr/share/grit-runtime/config.toml documents every key"
 
 REASONS = {
     "config-missing": Reason(
         "the configuration {path} does not exist",
         "install it again (apt install --reinstall -o Dpkg::Options::=--force-confmiss grit-runtime), or copy it from "
-        "/usr/share/doc/grit-runtime/examples/config.toml",
+        "/usr/share/grit-runtime/config.toml",
     ),
     "config-unreadable": Reason("the configuration {path} cannot be read: {error}", "see to the file's permissions"),
     "config-broken": Reason("the configuration {path} is not TOML: {error}", _CONFIG),
