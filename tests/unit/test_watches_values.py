@@ -114,8 +114,8 @@ def test_mounts() -> None:
     assert table[22] == mounttable.Mount(22, 51, "/a b", "tmpfs")
     assert table[23].dev == 254 << 20 | 17
     assert 25 not in table
-    mounts = table.values()
-    below = {path: mounttable.below(mounts, path) for path in ("/a b/c", "/a bc", "/data/x", "/")}
+    points = mounttable.by_point(table.values())
+    below = {path: mounttable.below(points, path) for path in ("/a b/c", "/a bc", "/data/x", "/")}
     numbers = {path: mount.number for path, mount in below.items() if mount}
     assert numbers == {"/a b/c": 22, "/a bc": 21, "/data/x": 24, "/": 21}
     assert table[24].served and not table[23].served

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 _ESCAPE = re.compile(rb"\\([0-7]{3})")  # fs/seq_file.c mangle_path(): blank, tab, newline, backslash in octal
@@ -47,11 +47,15 @@ def read(pid: int) -> dict[int, Mount]:
         return parse(file)
 
 
-def below(mounts: Iterable[Mount], path: str) -> Mount | None:
-    """The mount that `path` (without links) lies on: the last one, as it hides those before, at its nearest parent."""
-    best: Mount | None = None
-    for mount in mounts:
-        inside = mount.point == "/" or path == mount.point or path.startswith(mount.point + "/")
-        if inside and (best is None or len(mount.point) >= len(best.point)):
-            best = mount
-    return best
+def by_point(mounts: Iterable[Mount]) -> dict[str, Mount]:
+    """{mountpoint: Mount}; of several at the same place the last one, which hides the others."""
+    return {mount.point: mount for mount in mounts}
+
+
+def below(points: Mapping[str, Mount], path: str) -> Mount | None:
+    """The mount that `path` (absolute, without links) lies on; `points` from `by_point`."""
+    while path != "/":
+        if path in points:
+            return points[path]
+        path = path.rpartition("/")[0] or "/"
+    return points.get("/")

@@ -235,7 +235,7 @@ def _confirmed(old: Paths, init: int, pids: Sequence[int], mounts: dict[int, mou
                     continue
                 views[number] = Search(host, mounts if host == init else mounttable.read(host), old, 0.0, True)
             search = views[number]
-            mount = mounttable.below(search.mounts.values(), path)
+            mount = mounttable.below(search.points, path)
             if mount is not None and mount.served:
                 good[target] = path, number  # not asked: its server may be frozen
                 continue

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 
-from .mounttable import Mount, below
+from .mounttable import Mount, below, by_point
 from .record import Target
 from .syscalls import (
     RESOLVE_BENEATH,
@@ -45,6 +45,7 @@ class Search:
     ) -> None:
         self.root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.mounts, self.deadline, self.frozen = mounts, deadline, frozen
+        self.points = by_point(mounts.values())
         self.left: set[Target] = set()
         self.found: dict[Target, str] = {}
         self.late = False
@@ -107,7 +108,7 @@ class Search:
         for path in paths:
             if not self.left or self.out_of_time():
                 return
-            if not self._wanted(below(self.mounts.values(), path)):
+            if not self._wanted(below(self.points, path)):
                 continue
             try:
                 file = openat2(self.root, path, os.O_PATH | os.O_NOFOLLOW, INSIDE)
@@ -124,7 +125,7 @@ class Search:
         for path in folders:
             if not self.left or self.out_of_time():
                 return
-            if not self._wanted(below(self.mounts.values(), path)):
+            if not self._wanted(below(self.points, path)):
                 continue
             try:
                 folder = openat2(self.root, path, FOLDER, INSIDE)
@@ -154,13 +155,15 @@ class Search:
         """Walk every mount of a wanted device, nearest folders first. `by_handle` compares the handle of every entry,
         for file systems whose folders tell other inode numbers than their inodes have (overlay over several file
         systems)."""
-        for mount in self.mounts.values():
-            if not self.left or self.out_of_time():
-                return
-            if self._wanted(mount):
-                self._walk(mount, by_handle)
+        walks = [self._walk(mount, by_handle) for mount in self.mounts.values() if self._wanted(mount)]
+        try:
+            while walks:  # a folder of each in turn: a small volume isn't kept waiting by a huge one
+                walks = [walk for walk in walks if next(walk, False)]
+        finally:
+            for walk in walks:
+                walk.close()
 
-    def _walk(self, mount: Mount, by_handle: bool) -> None:
+    def _walk(self, mount: Mount, by_handle: bool) -> Generator[bool, None, None]:
         try:
             top = openat2(self.root, mount.point, os.O_PATH | os.O_DIRECTORY, INSIDE)
         except OSError:
@@ -188,6 +191,7 @@ class Search:
                     continue
                 finally:
                     os.close(folder)
+                yield True
         finally:
             os.close(top)
 
