@@ -21,6 +21,10 @@ REASONS = {
         "'containerd config dump' with the new {path} says: {why}; the file is back as it was",
         "Report this with the output of 'containerd config dump'.",
     ),
+    "restart-failed": Reason(
+        "systemctl restart {unit} failed",
+        "See 'systemctl status {unit}'; gritctl uninstall takes the change back.",
+    ),
     "handler-taken": Reason(
         "the handler {handler} in {path} is of type {type}",
         "Leave it if it is GRIT's own shim, which finds us by grit.toml; else give gritctl install another --handler.",

@@ -8,15 +8,12 @@ import re
 import click
 
 from grit_runtime.checks import Refusal, refuse
-from grit_runtime.ctl import BAD, changes, table, targets
+from grit_runtime.ctl import BAD, changes, proof, table, targets
 from grit_runtime.ctl.containerd import Edit, Handler
 from grit_runtime.ctl.main import refused
 
-RESTART = {
-    "containerd": "systemctl restart containerd",
-    "k3s": "systemctl restart k3s (on an agent: k3s-agent)",
-    "rke2": "systemctl restart rke2-server (on an agent: rke2-agent)",
-}
+# systemd's units by what was configured; only one of them runs on a node.
+UNITS = {"containerd": ("containerd",), "k3s": ("k3s", "k3s-agent"), "rke2": ("rke2-server", "rke2-agent")}
 
 
 @click.command()
@@ -29,11 +26,13 @@ RESTART = {
 @click.option(
     "--only", multiple=True, metavar="NAME", help="Only this: containerd, k3s, RKE2, GRIT, podman, grit-runtime."
 )
+@click.option("--restart", is_flag=True, help="Restart what has to see the change; containers go on.")
 @click.option("--root", default="", hidden=True)
 @click.pass_context
 def command(
     ctx: click.Context,
     dry_run: bool,
+    restart: bool,
     config: str | None,
     handler: str,
     next_runtime: str | None,
@@ -43,8 +42,8 @@ def command(
     """Add the runtime handler to what runs containers here.
 
     containerd (1.6, 1.7, 2.x), k3s, RKE2, GRIT's shim and podman are configured where they are found. A backup of each
-    file is kept beside it, and `gritctl uninstall` puts it back. Nothing is restarted. Exits with 1 if something could
-    not be configured, or if the chain behind grit-runtime is wrong.
+    file is kept beside it, and `gritctl uninstall` puts it back. Nothing is restarted without --restart. Exits with 1
+    if something could not be configured, or if the chain behind grit-runtime is wrong.
     """
     if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", handler):
         raise refuse("handler-name", name=handler)
@@ -53,17 +52,17 @@ def command(
     found = [t for t in found if not only or t.name.lower() in {name.lower() for name in only}]
     if not any(target.name != "grit-runtime" for target in found) and not only:
         raise refuse("nothing-to-configure")
-    rows, problems, restart = [], [], []
+    rows, problems, changed = [], [], []
     for target in found:
         word, problem = _make(root, target, dry_run)
         rows.append((target.name, word, target.path))
         if problem:
             problems.append(problem)
         elif target.edit and target.restart:
-            restart.append(target.restart)
+            changed.append(target.restart)
     table.show(table.table(rows))
-    for name in restart if not dry_run else []:
-        table.show(table.wrap(f"{name} sees it after a restart; containers go on: {RESTART[name]}", table.width()))
+    for name in changed if not dry_run else []:
+        _restart(UNITS[name], restart)
     problems += _chain(root, found)
     for problem in problems:
         refused(problem)
@@ -85,6 +84,15 @@ def _make(root: str, target: targets.Target, dry_run: bool) -> tuple[table.Cell,
     except Refusal as problem:
         return table.Cell("left alone", "red"), problem
     return table.Cell("changed" if target.edit.before is not None else "written", "green"), None
+
+
+def _restart(units: tuple[str, ...], wanted: bool) -> None:
+    """Restart whichever of the units is running; or say which has to be."""
+    running = [u for u in units if proof.output(["systemctl", "is-active", u]) is not None] or list(units[:1])
+    if not wanted:
+        table.show([f"To see the change: systemctl restart {running[0]}. Containers go on meanwhile."])
+    elif proof.output(["systemctl", "restart", running[0]]) is None:
+        raise refuse("restart-failed", unit=running[0])
 
 
 def _chain(root: str, found: list[targets.Target]) -> list[Refusal]:

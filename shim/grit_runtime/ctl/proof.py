@@ -67,9 +67,9 @@ def prover(program: str, main: str, handler: Handler) -> Callable[[], None]:
 
 
 def output(argv: list[str]) -> str | None:
-    """What a program prints; None if it fails or takes longer than half a minute."""
+    """What a program prints; None if it fails or takes longer than a minute."""
     try:
-        done = subprocess.run(argv, capture_output=True, timeout=30, check=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run(argv, capture_output=True, timeout=60, check=True, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.decode("utf-8", "replace")
