@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from grit_runtime.checks import refuse
@@ -109,6 +110,19 @@ def thaw(group: Group) -> None:
         _write(group, False)
     except FileNotFoundError:
         pass
+
+
+def move(pids: Iterable[int], group: Group) -> None:
+    """Put processes into another group; those that are gone are left out."""
+    for pid in pids:
+        try:
+            fd = os.open(f"{group.path}/cgroup.procs", os.O_WRONLY)
+            try:
+                os.write(fd, str(pid).encode())
+            finally:
+                os.close(fd)
+        except ProcessLookupError:
+            continue
 
 
 def kill(group: Group, timeout: float = 10.0) -> list[int]:

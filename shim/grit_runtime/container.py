@@ -53,15 +53,26 @@ def release(root: str, id: str) -> None:
 
 
 @contextmanager
-def locked(root: str, id: str) -> Iterator[None]:
-    """One operation at a time on a container; refuses `container-busy` at once when another has it."""
-    os.makedirs(f"{RUN}/lock", mode=0o700, exist_ok=True)
-    fd = os.open(f"{RUN}/lock/{key(root, id)}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+def locked(root: str, id: str) -> Iterator[int]:
+    """One operation at a time on a container; refuses `container-busy` at once when another has it.
+
+    Yields the lock's descriptor: a guardian that holds it too keeps others away until it is done.
+    """
+    path = f"{RUN}/lock/{key(root, id)}"
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise refuse("container-busy", id=id) from None
-        yield
-    finally:
-        os.close(fd)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise refuse("container-busy", id=id) from None
+            if not os.path.exists(path) or not os.path.samestat(os.fstat(fd), os.stat(path)):
+                continue  # its last holder removed it between our two calls
+            try:
+                yield fd
+            finally:
+                os.unlink(path)
+            return
+        finally:
+            os.close(fd)

@@ -131,15 +131,15 @@ def undo(folder: str) -> list[str]:
 
 
 @contextmanager
-def operation(name: str) -> Iterator[Journal]:
-    """A journal under a guardian. Whatever ends the block with an error, what is open is undone before it goes on.
+def operation(name: str, lock: int = -1) -> Iterator[Journal]:
+    """A journal under a guardian, which holds the descriptor `lock` as long as it lives. Whatever ends the block with an error, what is open is undone before it goes on.
 
     What is still open at the block's good end is undone too: a step that shall stay is `forget`-ed.
     """
     folder = f"{RUN}/op/{name}-{os.getpid()}"
     os.makedirs(RUN, mode=0o700, exist_ok=True)
     journal = Journal(folder)
-    watch = _guard(folder)
+    watch = _guard(folder, lock)
     problems: list[str] = []
     try:
         yield journal
@@ -158,7 +158,7 @@ def operation(name: str) -> Iterator[Journal]:
         os.waitpid(watch[0], 0)
 
 
-def _guard(folder: str) -> tuple[int, int]:
+def _guard(folder: str, lock: int) -> tuple[int, int]:
     """Start the guardian of `folder`: (its PID, our end of the pipe)."""
     read, write = os.pipe()
     pid = os.fork()
@@ -172,20 +172,20 @@ def _guard(folder: str) -> tuple[int, int]:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
             signal.signal(number, signal.SIG_IGN)
         _name("grit-guardian")
-        _close_others(read)
+        _close_others({read, lock})
         if os.read(read, 1) != b"x" and not undo_all(folder):
             shutil.rmtree(folder, ignore_errors=True)
     finally:
         os._exit(0)
 
 
-def _close_others(keep: int) -> None:
+def _close_others(keep: set[int]) -> None:
     """The guardian must hold none of the caller's pipes open: containerd waits until they are closed."""
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) != keep:
+        if int(name) > 2 and int(name) not in keep:
             try:
                 os.close(int(name))
             except OSError:

@@ -38,13 +38,13 @@ def namespaces(spec: dict[str, Any]) -> Namespaces:
 
 
 def hostname(spec: dict[str, Any]) -> str | None:
-    """The hostname that the container is to have; None when the spec has no say in it."""
+    """The hostname that the container is to have; None in the host's own namespace."""
     known = namespaces(spec)
     if known.joined("uts"):
         return _hostname_in(known.paths["uts"])
     if known.own("uts"):
-        return spec.get("hostname") or None
-    return os.uname().nodename
+        return spec.get("hostname") or os.uname().nodename  # a new uts namespace begins as a copy of its maker's
+    return None
 
 
 def _hostname_in(path: str) -> str:

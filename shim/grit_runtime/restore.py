@@ -210,11 +210,13 @@ class Restore:
 
     def _settle(self, pid: int) -> None:
         """The last moment before the tasks run: stop them if they may not yet; watches and timers are put back."""
-        group = cgroup.of(pid)
-        if self.held and group != cgroup.of(os.getpid()):
+        group, ours, pids = cgroup.of(pid), cgroup.of(os.getpid()), process.tree(pid)
+        # crun moves the tasks into their group when CRIU is done; until then they are in ours.
+        if self.held and group != ours:
+            # runc has CRIU in the container's group, so that the tasks are born there: it must not freeze itself.
+            cgroup.move(set(cgroup.processes(group)) - set(pids), ours)
             self.journal.add("thaw", path=group.path, version=group.version)
             cgroup.freeze(group)
-        pids = cgroup.processes(group) if group != cgroup.of(os.getpid()) else process.tree(pid)
         record = watches.from_json(self.manifest["watches"])
         for problem in [*watches.reattach(record, pids), *watches.rearm(record, pids)]:
             self.record.note(str(problem))

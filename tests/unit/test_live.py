@@ -1,5 +1,7 @@
 """What the live spec says."""
 
+import os
+
 from grit_runtime import live
 
 
@@ -26,7 +28,8 @@ def test_namespaces_are_own_joined_or_the_hosts() -> None:
 def test_hostname_of_an_own_namespace_is_the_specs() -> None:
     spec = {"hostname": "new", "linux": {"namespaces": [{"type": "uts"}]}}
     assert live.hostname(spec) == "new"
-    assert live.hostname({**spec, "hostname": ""}) is None
+    assert live.hostname({**spec, "hostname": ""}) == os.uname().nodename
+    assert live.hostname({"hostname": "new"}) is None
 
 
 def test_a_pods_own_criu_configuration_is_dropped() -> None:

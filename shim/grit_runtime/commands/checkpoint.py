@@ -18,8 +18,8 @@ def run(call: Call, settings: Settings) -> int:
     name = "checkpoint-" + container.key(call.root or "", call.id)
     with (
         recording("dump", call.id, settings) as record,
-        container.locked(call.root or "", call.id),
-        journal.operation(name) as undo,
+        container.locked(call.root or "", call.id) as lock,
+        journal.operation(name, lock) as undo,
     ):
         dump = Dump(call, settings, runtime, undo, record)
         with record.phase("look"):

@@ -27,8 +27,8 @@ def bring_back(call: Call, settings: Settings, runtime: str, source: locate.Chec
     name = "restore-" + container.key(call.root or "", call.id)
     with (
         recording("restore", call.id, settings) as record,
-        container.locked(call.root or "", call.id),
-        journal.operation(name) as undo,
+        container.locked(call.root or "", call.id) as lock,
+        journal.operation(name, lock) as undo,
     ):
         restore = Restore(call, settings, runtime, source, undo, record, held=held)
         with record.phase("compare"):
