@@ -19,13 +19,13 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextlib.contextmanager
-def unpacked(archive: str, top: str = UNPACKED) -> Iterator[str]:
-    """A new folder below `top` with the archive's files, removed afterwards: folders and regular files only, for root
-    alone. A lock on it tells it from what a process left behind that was killed; that is removed first.
+def unpacked(archive: str) -> Iterator[str]:
+    """A new folder below UNPACKED with the archive's files, removed afterwards: folders and regular files only, for
+    root alone. A lock on it tells it from what a process left behind that was killed; that is removed first.
 
     Refuses checkpoint-archive-unreadable.
     """
-    folder, lock = _new(top)
+    folder, lock = _new(UNPACKED)
     try:
         unpack(archive, folder)
         yield folder
