@@ -288,17 +288,18 @@ def restore_plan(
     resolve: Resolve = _same,
     exists: Callable[[str], bool] = os.path.lexists,
     allow: Collection[str] = (),
-    host_mounts: Iterable[Mount] = (),
+    host_mounts: Iterable[Mount] | None = None,
 ) -> RestorePlan:
     """Match the image's mounts with the live, injected spec, whose sources are real paths already.
 
     `resolve`: `inside` for the new rootfs. `exists`: whether a path of /proc or /sys is there on this node. `allow`:
-    reasons that the caller may pass. `host_mounts`: this node's own, which tell the layout of its cgroups.
+    reasons that the caller may pass. `host_mounts`: this node's own, which tell the layout of its
+    cgroups; None reads ours.
     """
     live = known(live_spec, resolve)
     told = {str(row.get("destination")): row for row in manifest_mounts}
     plan = RestorePlan([], [], [], [], [], [])
-    cgroups = cgroup_keys(live, host_mounts)
+    cgroups = cgroup_keys(live, read("self") if host_mounts is None else host_mounts)
     for mount in image_mounts:
         if mount.mountpoint == "/":
             continue

@@ -155,9 +155,21 @@ REASONS = {
         "process {process} ({object}) was put into the container by exec and is not a child of its first process",
         "It ends with the checkpoint and does not come back; end the session first if it matters",
     ),
-    "terminal-outside": Reason(
+    "session-outside": Reason(
         "process {process} ({object}) belongs to a session whose leader is outside the container",
-        "End the exec session that it was started from",
+        "End this process: an exec session that has ended left it behind",
+    ),
+    "process-stray": Reason(
+        "process {process} ({object}) was put into the container from outside, and not into its cgroup",
+        "End it; enter a container by its runtime's exec, not by nsenter",
+    ),
+    "task-stopped": Reason(
+        "process {process} ({object}) is stopped by a signal, and CRIU waits forever for such a one under cgroup version 1",
+        "Continue it (kill -CONT), or run the node with cgroup version 2",
+    ),
+    "terminal-outside": Reason(
+        "process {process} has a terminal of the host open ({object})",
+        "Start the container with a terminal of its own (terminal: true), or without one",
     ),
     # the container as a whole
     "mount-behind-spec": Reason(

@@ -15,7 +15,8 @@ CONNECTED = frozenset({1, 2, 4, 5, 8, 9, 11})  # ESTABLISHED, SYN_SENT, FIN_WAIT
 class Process(NamedTuple):
     """One process. `inner`: its number in its own PID namespace; `session` there, 0 when its leader is outside.
 
-    `namespaces`: kind -> link as /proc/PID/ns has it. `memory`: bytes of anonymous and shared memory it holds.
+    `namespaces`: kind -> link as /proc/PID/ns has it. `memory`: bytes of anonymous and shared memory it holds. `depth`:
+    how many PID namespaces it is in, the host's counted. `stopped`: by a signal, as SIGSTOP does.
     """
 
     pid: int
@@ -32,6 +33,7 @@ class Process(NamedTuple):
     name: str
     depth: int
     namespaces: dict[str, str]
+    stopped: bool
 
 
 class File(NamedTuple):
@@ -117,6 +119,8 @@ class Look(NamedTuple):
     `covered`: open files on a mount that another one covers. `mapped`: (pid, path) of devices, rings and uprobes in
     memory. `host_namespaces`: kinds that the container shares with the host. `mounts_behind`: mountpoints of foreign
     mounts that are in no spec; `masters`: of mounts that get their propagation from outside.
+    `strays`: (pid, name) of children of the first process that are not among those looked at. `freezer`: 1 where a
+    hierarchy of cgroup version 1 freezes the container, else 2.
     """
 
     init: int
@@ -134,6 +138,8 @@ class Look(NamedTuple):
     host_namespaces: frozenset[str]
     mounts_behind: list[str]
     masters: list[str]
+    strays: list[tuple[int, str]]
+    freezer: int
 
     def process(self, pid: int) -> Process | None:
         """The process with this number, if it was seen."""

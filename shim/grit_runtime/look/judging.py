@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -50,6 +49,9 @@ NESTED = {
     "time_for_children": "nested-namespace",
 }
 
+# About processes that don't descend from the container's first one; whatever else these hold, CRIU never sees it.
+OUTSIDE_TREE = ("exec-session", "process-stray")
+
 
 class Finding(NamedTuple):
     """One thing found. `process` is 0 where it is about the container as a whole; `facts` fill the reason's text."""
@@ -82,9 +84,11 @@ def findings(look: Look, *, ghost_limit: int | None = None) -> list[Finding]:
         *_mapped(look),
         *_whole(look),
     ]
+    tree = _tree(look)
     once: dict[tuple[str, int, str], Finding] = {}
     for finding in found:
-        once.setdefault(finding[:3], finding)
+        if finding.process in tree or finding.process == 0 or finding.reason in OUTSIDE_TREE:
+            once.setdefault(finding[:3], finding)
     order = (REFUSED, WARNING, HANDLED)
     return sorted(once.values(), key=lambda finding: order.index(finding.action))
 
@@ -105,6 +109,8 @@ def _processes(look: Look) -> Iterator[Finding]:
     tree = _tree(look)
     pids = {process.pid for process in look.processes}
     for process in look.processes:
+        if process.stopped and look.freezer == 1:
+            yield _find("task-stopped", REFUSED, process.pid, process.name)
         if process.tracer and process.tracer not in pids:
             yield _find("traced", REFUSED, process.pid, process.name, tracer=process.tracer)
         if init is not None and process.state not in "ZX":
@@ -201,6 +207,8 @@ def _files(look: Look, ghost_limit: int | None) -> Iterator[Finding]:
         pid, fd = outside.place
         if outside.kind == "queue":
             yield _find("message-queue", REFUSED, pid, f"descriptor {fd}", path=outside.path)
+        elif outside.path.startswith(("/dev/pts/", "/dev/tty", "/dev/console")):
+            yield _find("terminal-outside", REFUSED, pid, f"descriptor {fd}")
         elif outside.kind == "file" and fd in (0, 1, 2):
             yield _find("stdio-file", HANDLED, pid, f"descriptor {fd}", path=outside.path)
         else:
@@ -239,11 +247,13 @@ def _whole(look: Look) -> Iterator[Finding]:
     if init is not None:
         yield from _sessions(look, init)
     if "net" in look.host_namespaces:
-        yield _find("host-network", WARNING, 0, os.path.basename("net"))
+        yield _find("host-network", WARNING, 0, "network")
 
 
 def _sessions(look: Look, init: Process) -> Iterator[Finding]:
     tree = _tree(look)
     for process in look.processes:
-        if process.pid in tree and process.session == 0 and process.pid != init.pid and init.session != 0:
-            yield _find("terminal-outside", REFUSED, process.pid, process.name)
+        if process.pid in tree and process.session == 0 and process.depth == init.depth and init.session != 0:
+            yield _find("session-outside", REFUSED, process.pid, process.name)
+    for pid, name in look.strays:
+        yield _find("process-stray", REFUSED, pid, name)

@@ -56,8 +56,38 @@ def process(pid: int) -> Process:
         pid=pid, inner=int(inner[-1]), parent=parent, session=int(sessions[-1]) if sessions else session, state=state,
         terminal=terminal, tracer=int(facts.get("TracerPid", "0")), seccomp=int(facts.get("Seccomp", "0")),
         threads=int(facts.get("Threads", "1")), memory=sum(_kib(facts, f) for f in ("RssAnon", "RssShmem", "VmSwap")),
-        label=label, name=name, depth=len(inner), namespaces=namespaces,
+        label=label, name=name, depth=len(inner), namespaces=namespaces, stopped=_stopped(base, state),
     )  # fmt: skip
+
+
+def _stopped(base: str, state: str) -> bool:
+    """State T; frozen by cgroup version 1 it reads D, and only the place in the kernel tells."""
+    if state != "D":
+        return state == "T"
+    try:
+        return read(f"{base}/wchan").startswith("do_signal_stop")
+    except OSError:
+        return False
+
+
+def children(pid: int) -> list[int]:
+    """The children of the first thread of a process (/proc/PID/task/TID/children), empty where that can't be read."""
+    try:
+        return [int(child) for child in read(f"/proc/{pid}/task/{pid}/children").split()]
+    except OSError:
+        return []
+
+
+def freezer(pid: int) -> int:
+    """The version of the freezer that holds a process, by /proc/PID/cgroup: 1 or 2."""
+    try:
+        return 1 if any("freezer" in line.split(":")[1].split(",") for line in _groups(pid)) else 2
+    except OSError:
+        return 2
+
+
+def _groups(pid: int) -> list[str]:
+    return [line for line in read(f"/proc/{pid}/cgroup").splitlines() if line.count(":") >= 2]
 
 
 def _kib(facts: dict[str, str], name: str) -> int:

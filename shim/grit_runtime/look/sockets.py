@@ -15,7 +15,8 @@ CLONE_NEWIPC, CLONE_NEWNET = 0x08000000, 0x40000000  # linux/sched.h
 NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST_DUMP, NLMSG_ERROR, NLMSG_DONE = 4, 20, 0x301, 2, 3
 AF_UNIX, AF_NETLINK, SOCK_RAW_CLOEXEC = 1, 16, 3 | 0o2000000
 UDIAG_SHOW = 0x01 | 0x04 | 0x08  # NAME, PEER, ICONS
-UNIX_DIAG_NAME, UNIX_DIAG_PEER, UNIX_DIAG_ICONS = 0, 2, 3
+UNIX_DIAG_NAME, UNIX_DIAG_PEER, UNIX_DIAG_ICONS, UNIX_DIAG_SHUTDOWN = 0, 2, 3, 6
+SHUT_BOTH = 3
 SOCK_DGRAM = 2
 # system.sockprotoname -> the table of /proc/PID/net that lists the protocol's sockets
 TABLES = {"TCP": "tcp", "TCPv6": "tcp6", "UNIX": "unix", "UNIX-STREAM": "unix", "NETLINK": "netlink"}
@@ -32,13 +33,14 @@ class Inet(NamedTuple):
 
 class Unix(NamedTuple):
     """A Unix socket by unix_diag: `peer` is the other end's inode, 0 when there is none or nobody has accepted yet;
-    `clients`: the other ends of connections that a listening socket has not accepted."""
+    `clients`: the other ends of connections that a listening socket has not accepted; `ended`: the other end has closed."""
 
     kind: int
     state: int
     name: str
     peer: int
     clients: tuple[int, ...]
+    ended: bool
 
 
 def protocol(pid: int, fd: int) -> str:
@@ -81,7 +83,7 @@ def unix(messages: Iterable[bytes]) -> dict[int, Unix]:
     found = {}
     for body in messages:
         _, kind, state, inode = struct.unpack_from("BBBxI", body)
-        name, peer, at = "", 0, 16
+        name, peer, ended, at = "", 0, False, 16
         clients: tuple[int, ...] = ()
         while at + 4 <= len(body):
             length, attribute = struct.unpack_from("HH", body, at)
@@ -95,8 +97,10 @@ def unix(messages: Iterable[bytes]) -> dict[int, Unix]:
                 peer = struct.unpack("I", value)[0]
             elif attribute == UNIX_DIAG_ICONS:
                 clients = struct.unpack(f"{len(value) // 4}I", value)
+            elif attribute == UNIX_DIAG_SHUTDOWN:
+                ended = value[:1] == bytes([SHUT_BOTH])
             at += (length + 3) & ~3
-        found[inode] = Unix(kind, state, name, peer, clients)
+        found[inode] = Unix(kind, state, name, peer, clients, ended)
     return found
 
 
@@ -226,7 +230,8 @@ def _unix(
     if entry.peer:
         outside = entry.peer not in holders
     else:
-        outside = entry.state == ESTABLISHED and entry.kind != SOCK_DGRAM and inode not in waiting
+        stream = entry.state == ESTABLISHED and entry.kind != SOCK_DGRAM
+        outside = stream and not entry.ended and inode not in waiting
     named = ""
     if outside and entry.kind == SOCK_DGRAM and entry.peer in table:
         named = table[entry.peer].name

@@ -76,6 +76,8 @@ def look(pids: Iterable[int], *, spec: dict[str, Any] | None = None, init: int |
         host_namespaces=_host_namespaces(processes, first),
         mounts_behind=behind,
         masters=masters,
+        strays=_strays(first, set(numbers)),
+        freezer=proc.freezer(first),
     )
 
 
@@ -241,6 +243,20 @@ def _inodes(walk: _Walk) -> dict[int, tuple[int, str]]:
                 found[os.stat(f"/proc/{pid}/fd/{fd}").st_ino] = (pid, link)
             except OSError:
                 continue
+    return found
+
+
+def _strays(init: int, pids: set[int]) -> list[tuple[int, str]]:
+    """Children of the first process that somebody put into its PID namespace but not into its cgroup."""
+    found = []
+    for pid in proc.children(init):
+        if pid not in pids:
+            try:
+                name, state = proc.stat(proc.read(f"/proc/{pid}/stat"))[:2]
+            except OSError:
+                continue
+            if state not in "ZX":
+                found.append((pid, name))
     return found
 
 
