@@ -164,7 +164,7 @@ REASONS = {
         "End it; enter a container by its runtime's exec, not by nsenter",
     ),
     "task-stopped": Reason(
-        "process {process} ({object}) is stopped by a signal, and CRIU waits forever for such a one under cgroup version 1",
+        "process {process} ({object}) is stopped by a signal, and under cgroup version 1 CRIU waits for it forever",
         "Continue it (kill -CONT), or run the node with cgroup version 2",
     ),
     "terminal-outside": Reason(

@@ -32,8 +32,10 @@ class Inet(NamedTuple):
 
 
 class Unix(NamedTuple):
-    """A Unix socket by unix_diag: `peer` is the other end's inode, 0 when there is none or nobody has accepted yet;
-    `clients`: the other ends of connections that a listening socket has not accepted; `ended`: the other end has closed."""
+    """A Unix socket by unix_diag: `peer` is the other end's inode, 0 when there is none or nobody has accepted yet.
+
+    `clients`: the other ends of connections that a listening socket has not accepted. `ended`: its other end is closed.
+    """
 
     kind: int
     state: int
