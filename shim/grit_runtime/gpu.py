@@ -73,68 +73,36 @@ def holders_of(
 
 
 def plan(
-    cuda: Cuda,
-    pids: Iterable[int],
-    links: Links | None = None,
-    spec: Mapping[str, Any] | None = None,
-    _group: object = None,
+    cuda: Cuda, pids: Iterable[int], links: Links | None = None, spec: Mapping[str, Any] | None = None
 ) -> Suspension:
     """Look at a container that is to be dumped. Refuses: gpu-forked-child, gpu-without-cuda, gpu-mig, gpu-mps,
     cuda-ipc, cuda-failed-state, cuda-off, driver-too-old, driver-aarch64, cuda-missing, cuda-binary-missing,
-    cuda-init-failed, nvml-missing, host-memory."""
+    cuda-init-failed, nvml-missing, host-memory. Of a frozen container the driver is asked only in `suspend`, when it
+    has been thawed: its own threads would have to answer."""
     every = list(pids)
     found = holders.candidates(every, links, maps=present(spec))
     if found and cuda.way == "off":
         if any(holder.holds for holder in found):
             raise refuse("cuda-off", pid=next(holder.pid for holder in found if holder.holds))
         found = []
-    if not found:
-        return Suspension(cuda, every)
-    try:
-        helper = client.Helper(cuda.way, cuda.binary, cuda.timeout)
-    except Refusal:
-        if any(holder.holds for holder in found):
-            raise
-        return Suspension(cuda, every)  # a library is mapped, and there is no driver behind it: nothing on a GPU
-    try:
-        return _look(Suspension(cuda, every), helper, found)
-    except BaseException:
-        helper.close()
-        raise
-
-
-def _look(made: Suspension, helper: client.Helper, found: list[Holder]) -> Suspension:
-    driver = str(helper.facts.get("driver", ""))
-    if helper.facts.get("machine") == "aarch64" and 0 < suspend.major(driver) < 595:
-        raise refuse("driver-aarch64", driver=driver)
-    asked, usage, mps = _asked(helper, found)
-    holders.judge(asked, major=suspend.major(driver), mps=mps)
-    if not asked:
-        helper.close()
-        return made
-    gpus = inventory.of_container(_gpus(helper), inventory.minors_of_process(asked[0].pid))
-    for gpu in gpus:
-        if gpu.mig:
-            raise refuse("gpu-mig", gpu=gpu.uuid)
-    made.helper, made.driver, made.version = helper, driver, int(helper.facts.get("cuda", 0))
-    made.gpus = [gpu._replace(used=sum(share.get(gpu.uuid, 0) for share in usage.values())) for gpu in gpus]
-    made.holders = [_sized(holder, usage, gpus) for holder in asked]
-    if made.bytes > limits.available():
-        raise refuse("host-memory", need=made.bytes >> 20, have=limits.available() >> 20)
-    made.raises = limits.plan(limits.levels_of(holder.pid for holder in asked), made.bytes + made.cuda.margin)
+    made = Suspension(cuda, every, found)
+    if found and not any(holders.frozen(holder.pid) for holder in found):
+        made.ask()
+        made.holders = made.known
     return made
 
 
 class Suspension:
     """The GPU processes of a container that is to be dumped, as `plan` found them.
 
-    `holders`: none means that there is nothing to do. `phases`: what the calls took. `taken`: the bytes that moved from
+    `holders`: none means that there is nothing to do; of a container that was frozen these are all that may be on the
+    GPU. `known`: those of them that the driver knows. `phases`: what the calls took. `taken`: the bytes that moved from
     the GPUs into the processes, known after `suspend`.
     """
 
-    def __init__(self, cuda: Cuda, pids: list[int]) -> None:
-        self.cuda, self.pids = cuda, pids
-        self.holders: list[Holder] = []
+    def __init__(self, cuda: Cuda, pids: list[int], found: list[Holder]) -> None:
+        self.cuda, self.pids, self.holders = cuda, pids, found
+        self.known: list[Holder] = []
         self.gpus: list[inventory.Gpu] = []
         self.raises: list[limits.Raise] = []
         self.phases: list[suspend.Phase] = []
@@ -142,19 +110,53 @@ class Suspension:
         self.description: dict[str, Any] = {}
         self.helper: client.Helper | None = None
 
+    def ask(self) -> None:
+        """Ask the driver and NVML about the holders. Refuses what `plan` refuses."""
+        try:
+            self.helper = client.Helper(self.cuda.way, self.cuda.binary, self.cuda.timeout)
+        except Refusal:
+            if any(holder.holds for holder in self.holders):
+                raise
+            return  # the library is mapped, and there is no driver behind it: nothing is on a GPU
+        try:
+            self._look(self.helper)
+        except BaseException:
+            self.close()
+            raise
+        if not self.known:
+            self.close()
+
+    def _look(self, helper: client.Helper) -> None:
+        self.driver, self.version = str(helper.facts.get("driver", "")), int(helper.facts.get("cuda", 0))
+        if helper.facts.get("machine") == "aarch64" and 0 < suspend.major(self.driver) < 595:
+            raise refuse("driver-aarch64", driver=self.driver)
+        asked, usage, mps = _asked(helper, self.holders)
+        holders.judge(asked, major=suspend.major(self.driver), mps=mps)
+        if not asked:
+            return
+        gpus = inventory.of_container(_gpus(helper), inventory.minors_of_process(asked[0].pid))
+        for gpu in gpus:
+            if gpu.mig:
+                raise refuse("gpu-mig", gpu=gpu.uuid)
+        self.gpus = [gpu._replace(used=sum(share.get(gpu.uuid, 0) for share in usage.values())) for gpu in gpus]
+        self.known = [_sized(holder, usage, gpus) for holder in asked]
+        if self.bytes > limits.available():
+            raise refuse("host-memory", need=self.bytes >> 20, have=limits.available() >> 20)
+        self.raises = limits.plan(limits.levels_of(holder.pid for holder in asked), self.bytes + self.cuda.margin)
+
     @property
     def bytes(self) -> int:
         """GPU memory of all processes, as NVML reports it."""
-        return sum(holder.bytes for holder in self.holders)
+        return sum(holder.bytes for holder in self.known)
 
     @property
     def record(self) -> dict[str, Any]:
         """The undo as plain JSON, for `resume` in any process."""
         return {
-            "pids": [holder.pid for holder in self.holders],
-            "states_before": {str(holder.pid): holder.driver_state for holder in self.holders},
-            "started": {str(holder.pid): holders.started(holder.pid) for holder in self.holders},
-            "bytes": {str(holder.pid): holder.bytes for holder in self.holders},
+            "pids": [holder.pid for holder in self.known],
+            "states_before": {str(holder.pid): holder.driver_state for holder in self.known},
+            "started": {str(holder.pid): holders.started(holder.pid) for holder in self.known},
+            "bytes": {str(holder.pid): holder.bytes for holder in self.known},
             "pairs": [],
             **_way(self.cuda),
         }
@@ -166,8 +168,10 @@ class Suspension:
         undone, in reverse, before the refusal is raised: cuda-timeout, cuda-lock-timeout, cuda-managed-memory,
         gpu-nvls, cuda-process-died, cuda-call-failed.
         """
-        if self.helper is None:
-            raise RuntimeError("there is nothing to suspend")
+        if not self.known:
+            self.ask()
+        if not self.known:
+            return {}  # libcuda is loaded somewhere, and that is all
         record = self.record
         self.description = self._describe()
         steps = _huge_pages(self.cuda, journal)
@@ -189,8 +193,8 @@ class Suspension:
 
     def _down(self) -> None:
         assert self.helper is not None
-        before = {holder.pid: int(holder.driver_state or 0) for holder in self.holders}
-        sizes = {holder.pid: holder.bytes for holder in self.holders}
+        before = {holder.pid: int(holder.driver_state or 0) for holder in self.known}
+        sizes = {holder.pid: holder.bytes for holder in self.known}
         resident = {pid: suspend.anonymous(pid) for pid in before}
         self.phases = suspend.down(self.helper, before, sizes, self.cuda.timeout)
         grown = {pid: max(0, suspend.anonymous(pid) - resident[pid]) for pid in before}
@@ -202,7 +206,7 @@ class Suspension:
         depth = _depth(self.pids)
         processes = tuple(
             inventory.Process(_namespace_pids(holder.pid)[depth], int(holder.driver_state or 0), holder.bytes)
-            for holder in self.holders
+            for holder in self.known
         )
         part = inventory.Part(self.driver, self.version, tuple(self.gpus), processes, self.bytes, 0)
         return inventory.to_json(part)
@@ -366,20 +370,19 @@ def _huge_pages(cuda: Cuda, journal: Journal) -> list[int]:
 def _asked(helper: client.Helper, found: list[Holder]) -> tuple[list[Holder], dict[int, dict[str, int]], list[int]]:
     """The holders with the driver's answers and NVML's bytes; those that neither hold anything nor are known to the
     driver are none. With them NVML's table {pid: {uuid: bytes}} of these processes, and who works through MPS."""
-    states = helper.states([holder.pid for holder in found])
-    told = _told(helper, "usage")
-    usage = {int(pid): share for pid, share in told["usage"].items()}
     asked = []
-    for holder in found:
-        answer = states[holder.pid]
+    for holder, answer in zip(found, helper.states([holder.pid for holder in found]).values(), strict=True):
         if answer.result == names.NO_ANSWER:
             raise refuse("cuda-timeout", pid=holder.pid, call="state", result=names.result_name(answer.result))
         state = answer.state if answer.result == names.SUCCESS else None
         if holder.holds or state is not None:
-            size = sum(usage.get(holder.pid, {}).values())
-            asked.append(holder._replace(driver_state=state, bytes=size))
-    mine = {holder.pid for holder in asked}
-    return asked, {pid: share for pid, share in usage.items() if pid in mine}, list(told["mps"])
+            asked.append(holder._replace(driver_state=state))
+    if not asked:
+        return [], {}, []
+    told, mine = _told(helper, "usage"), {holder.pid for holder in asked}
+    usage = {int(pid): share for pid, share in told["usage"].items() if int(pid) in mine}
+    sized = [holder._replace(bytes=sum(usage.get(holder.pid, {}).values())) for holder in asked]
+    return sized, usage, list(told["mps"])
 
 
 def _sized(holder: Holder, usage: Mapping[int, Mapping[str, int]], gpus: Iterable[inventory.Gpu]) -> Holder:

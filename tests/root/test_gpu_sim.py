@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,11 @@ class Program:
     def __init__(self, process: subprocess.Popen[bytes], talk: Path, count: int) -> None:
         self.process, self.talk, self.count = process, talk, count
         for number in range(count):
-            until("the program's start", lambda number=number: self.alive() and (talk / f"status.{number}").exists())
+            status = talk / f"status.{number}"
+            until("the program's start", partial(self.there, status))
+
+    def there(self, status: Path) -> bool:
+        return self.alive() and status.exists()
 
     def alive(self) -> bool:
         assert self.process.poll() is None, "the program ended"

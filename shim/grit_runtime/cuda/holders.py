@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from grit_runtime import checks
+from grit_runtime import cgroup, checks
 
 from . import names
 
@@ -120,6 +120,17 @@ def candidates(
             parent = int(fields[1]) if len(fields) > 1 else 0
             found.append(Holder(pid, tuple(sorted(seen[pid])), sign.maps, None, 0, parent, sign.loaded, sign.ipc))
     return found
+
+
+def frozen(pid: int) -> bool:
+    """Does a freezer keep this process from answering?"""
+    try:
+        group = cgroup.of(pid)
+        with open(f"{group.path}/{'freezer.state' if group.version == 1 else 'cgroup.events'}") as file:
+            text = file.read()
+    except (OSError, checks.Refusal):
+        return False
+    return not text.startswith("THAWED") if group.version == 1 else "frozen 1" in text
 
 
 def held_by(pid: int) -> bool:

@@ -39,8 +39,8 @@ def hold(record: dict[str, Any] | None = None, *, setting: str = SETTING, state:
         now = chosen(_read(setting))
         if not now:
             return False
-        if not users:
-            book["before"] = now
+        if not users and (now != "always" or not book.get("before")):
+            book["before"] = now  # else the last ones died, and what they found is still owed
         if now != "always" and not _write(setting, "always"):
             return False
         book["users"] = [*users, (record or user())["user"]]
