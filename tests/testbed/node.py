@@ -196,7 +196,7 @@ class Node:
     def install(self, deb: Path) -> None:
         """Installs a .deb with apt, as an admin does; what it depends on is in the tree."""
         shutil.copy(deb, self.path("/tmp") / deb.name)
-        self.run(["apt-get", "-q", "-y", "--no-download", "install", f"/tmp/{deb.name}"], timeout=180,
+        self.run(["apt-get", "-q", "-y", "install", f"/tmp/{deb.name}"], timeout=180,
                  env={"DEBIAN_FRONTEND": "noninteractive"})  # fmt: skip
 
     def start(

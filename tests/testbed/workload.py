@@ -26,7 +26,10 @@ from workload_kernel import KERNEL  # type: ignore[import-not-found] # noqa: E40
 from workload_sockets import SOCKETS  # type: ignore[import-not-found] # noqa: E402
 
 TALK = "/run/workload"
-PARTS = {**FILES, **SOCKETS, **KERNEL}  # the child is forked early, epoll comes last: it watches the others
+#: The child is forked first, when nothing is there to inherit. The watches come next: CRIU dumps descriptors by number,
+#: so they are what a dump without us fails at. epoll is last: it is over the others' descriptors.
+ORDER = ("child", "watches", "fanotify", *FILES, *SOCKETS, "timer", "epoll")
+PARTS = {name: {**FILES, **SOCKETS, **KERNEL}[name] for name in dict.fromkeys(ORDER)}
 
 
 class Workload:

@@ -188,14 +188,18 @@ class Ghost:
 
 
 class Shm:
-    """A POSIX shared memory segment, unlinked after it was mapped, as PyTorch's DataLoader makes them."""
+    """A POSIX shared memory segment, unlinked after it was mapped, as PyTorch's DataLoader makes them.
+
+    It is smaller than the 1 MiB that CRIU takes along of a deleted file by itself: Ghost is larger."""
+
+    SIZE = 512 << 10
 
     def __init__(self, parts: dict[str, object]) -> None:
         path = f"/dev/shm/torch_{os.getpid()}_{os.urandom(4).hex()}"
         self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        os.ftruncate(self.file, 4 << 20)
-        self.map = mmap.mmap(self.file, 4 << 20)
-        self.map[:] = random_bytes(4 << 20)
+        os.ftruncate(self.file, self.SIZE)
+        self.map = mmap.mmap(self.file, self.SIZE)
+        self.map[:] = random_bytes(self.SIZE)
         self.sha256 = sha256(self.map)
         os.unlink(path)
 
