@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -32,10 +31,10 @@ class Testbed:
         """Brings both nodes up with containerd, the images, the link between them, and the .deb if one was given."""
         runs.clean_dead()
         trees = build.build()
-        archives = images.build(trees[NODE_A.name])
+        folder = images.build(trees[NODE_A.name])
         self.run = runs.Run()
         try:
-            self.a, self.b = (Node(recipe, self.run, trees[recipe.name]) for recipe in (NODE_A, NODE_B))
+            self.a, self.b = (Node(recipe, self.run, trees[recipe.name], folder) for recipe in (NODE_A, NODE_B))
             for node in self.nodes:
                 self._entered.append(node)
                 node.enter()
@@ -44,22 +43,19 @@ class Testbed:
             from . import network
 
             network.join(self.a, self.b)
-            at_once([lambda node=node: self._finish(node, archives) for node in self.nodes])  # type: ignore[misc]
+            at_once([lambda node=node: self._finish(node) for node in self.nodes])  # type: ignore[misc]
         except BaseException:
             self.down()
             raise
 
-    def _finish(self, node: Node, archives: list[Path]) -> None:
+    def _finish(self, node: Node) -> None:
         node.prepare()
         if self.deb:
             node.install(self.deb)
         node.wait_containerd()
-        for archive in archives:
-            shutil.copy(archive, node.path("/tmp/image.tar"))
+        for archive in images.ARCHIVES:
             for namespace in ("default", "k8s.io"):
-                # the second namespace shares the unpacked layer's content with the first
-                node.ctr("-n", namespace, "images", "import", "/tmp/image.tar", timeout=120)
-        node.path("/tmp/image.tar").unlink()
+                node.ctr("-n", namespace, "images", "import", f"/srv/{archive}", timeout=120)
 
     @property
     def nodes(self) -> tuple[Node, Node]:

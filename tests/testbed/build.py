@@ -99,7 +99,18 @@ def build(recipes: tuple[Recipe, ...] = RECIPES, limit: float = 900) -> dict[str
         wanted = [recipe for recipe in recipes if not tree_of(recipe).exists()]
         if wanted:
             _build(wanted, limit)
+            _forget_others({tree_of(recipe) for recipe in RECIPES})
     return {recipe.name: tree_of(recipe) for recipe in recipes}
+
+
+def _forget_others(kept: set[Path]) -> None:
+    """Removes the trees of earlier recipes, unless a run lives: it may stand on one."""
+    from . import runs
+
+    if not any(runs.alive(tag) for tag in runs.tags()):
+        for path in TREES.iterdir():
+            if path.is_dir() and path not in kept:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _build(wanted: list[Recipe], limit: float) -> None:

@@ -22,18 +22,22 @@ APPLETS = (
 ).split()
 
 
-def build(tree: Path) -> list[Path]:
-    """The archives (workload; busybox, which is the pods' pause image too), made from a node's tree if not cached."""
+#: workload; busybox, which is the pods' pause image too
+ARCHIVES = ("workload.tar", "busybox.tar")
+
+
+def build(tree: Path) -> Path:
+    """The folder of the ARCHIVES, made from a node's tree if not cached. Nodes have it at /srv."""
     sources = sorted(HERE.glob("workload*.py"))
     target = IMAGES / digest(tree.name, HERE / "images.py", *sources)
-    archives = [target / "workload.tar", target / "busybox.tar"]
+    archives = [target / name for name in ARCHIVES]
     if not all(archive.exists() for archive in archives):
         target.mkdir(parents=True, exist_ok=True)
         _archive(archives[0], ["workload"], _python_layer(tree, sources),
                  {"Cmd": ["/usr/bin/python3", "-I", "-S", "/workload/workload.py"]})  # fmt: skip
         # not sleep: CRIU lets a nanosleep fail with EINTR, at the dump already, and busybox's sleep ends then
         _archive(archives[1], ["busybox", "pause"], _base_layer(tree), {"Cmd": ["/bin/tail", "-f", "/dev/null"]})
-    return archives
+    return target
 
 
 def _base_layer(tree: Path) -> bytes:

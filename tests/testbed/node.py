@@ -39,10 +39,10 @@ def until(what: str, ready: Callable[[], Result | None], timeout: float = 60) ->
 class Node:
     """One of the two nodes. `pid` is its first process, as this machine sees it."""
 
-    def __init__(self, recipe: Recipe, run: Run, tree: Path) -> None:
+    def __init__(self, recipe: Recipe, run: Run, tree: Path, images: Path) -> None:
         self.recipe, self.name, self.run_folder = recipe, recipe.name, run.folder / recipe.name
         self.group = run.group(recipe.name)
-        self._tree = tree
+        self._tree, self._images = tree, images
         self._children: list[subprocess.Popen[bytes]] = []
         self._first: subprocess.Popen[bytes] | None = None
         self.pid = 0
@@ -54,6 +54,7 @@ class Node:
         self.run_folder.mkdir()
         (self.run_folder / "root").mkdir()
         (self.run_folder / "tree").symlink_to(self._tree)
+        (self.run_folder / "images").symlink_to(self._images)
         (self.run_folder / "devices").write_text(settings.devices(self.recipe))
         options = [hierarchy.options for hierarchy in groups.here() if hierarchy.options]
         (self.run_folder / "hierarchies").write_text("\n".join([*(options or ["freezer", "devices"]), ""]))

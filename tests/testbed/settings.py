@@ -58,10 +58,11 @@ def devices(recipe: Recipe) -> str:
     return "".join(f"{name} {major} {minor}\n" for name, major, minor in recipe.devices)
 
 
-#: podman: no systemd here, overlays on a folder that is no overlay
+#: podman: no systemd here, and no pids controller on a unified node whose host has version 1
 PODMAN = """[engine]
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 [containers]
 cgroupns = "host"
+pids_limit = 0
 """
