@@ -255,7 +255,9 @@ def test_damage_is_an_error_and_never_a_crash(tmp_path: Path) -> None:
             assert 154 <= at % 512 <= 155 or 154 <= (at - 5120) % 512 <= 155
 
 
-@pytest.mark.parametrize("numbers", [b"1\n0\n", b"2\n0\n5\n3\n2\n", b"99999999\n0\n1\n", b"1\n-1\n7\n", b"1\n0\n900\n"])
+@pytest.mark.parametrize(
+    "numbers", [b"1\n0\n", b"2\n0\n5\n3\n2\n", b"99999999\n0\n1\n", b"1\n-1\n7\n", b"1\n0\n900\n", b"1\n5\n7\n"]
+)
 def test_maps_of_sparse_files_are_checked(numbers: bytes, tmp_path: Path) -> None:
     with open(tmp_path / "a.tar", "wb") as file:
         writer = tarout.Writer(file.fileno())
@@ -308,9 +310,11 @@ def test_once_and_not_twice(rootfs: Path, tmp_path: Path) -> None:
     (rootfs / "etc/file").write_text("two")  # as a hook might, in between
     os.utime(rootfs / "etc/file", ns=(0, 1_700_000_000 * 1_000_000_000))
     assert layer.apply_once(path, str(rootfs)).already and (rootfs / "etc/file").read_text() == "two"
-    for spoiled in ("made", "mode"):
+    for spoiled in ("made", "more", "mode"):
         if spoiled == "made":
             (rootfs / "etc/passwd").touch()
+        elif spoiled == "more":
+            (rootfs / "etc/shadow").touch()
         else:
             (rootfs / "etc/file").chmod(0o600)
         assert not layer.applied(path, str(rootfs))
@@ -356,6 +360,26 @@ def test_shm_is_shared_and_never_overwritten(tmp_path: Path) -> None:
     assert sorted(os.listdir(new)) == ["seg", "sub"] and (new / "seg").read_bytes() == b"another"
     layer.remove_shm(str(new), ["sub", "nothing/here"])
     assert os.listdir(new) == ["seg"]
+
+
+def test_shm_that_a_sibling_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = shm(tmp_path, "old")
+    for name in ("a", "b", "c"):
+        (folder / name).write_bytes(b"x" * 300_000)
+    real = tarout.Writer.entry
+
+    def change(writer: tarout.Writer, name: str, *rest: object, **more: object) -> None:
+        (folder / "b").unlink(missing_ok=True)
+        if name == "c":  # its size has been read, its content hasn't
+            os.truncate(folder / "c", 200_000)
+        real(writer, name, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tarout.Writer, "entry", change)
+    layer.save_shm(str(tmp_path / "old"), str(tmp_path / "out.tar"))
+    with tarfile.open(tmp_path / "out.tar") as file:
+        assert file.getnames() == ["a", "c"]
+        content = file.extractfile("c")
+        assert content is not None and content.read() == b"x" * 200_000 + bytes(100_000)
 
 
 def test_shm_without_room_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,10 @@ def test_only_what_root_alone_can_change(root: Path, tmp_path: Path, monkeypatch
         with pytest.raises(Refusal, match="checkpoint-path-unsafe"):
             find(root, root / ("link" if link.parent == root else "pod"))
         link.unlink()
+    os.mkfifo(images / "pages-1.img", 0o600)
+    with pytest.raises(Refusal, match="checkpoint-path-unsafe"):
+        find(root, root / "pod")
+    (images / "pages-1.img").unlink()
     os.rename(root / "pod/app", root / "pod/real")
     (root / "pod/app").symlink_to("real")
     with pytest.raises(Refusal, match="checkpoint-path-unsafe"):

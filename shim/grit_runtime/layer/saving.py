@@ -51,7 +51,8 @@ def save_shm(root: str, out: str) -> Saved | None:
     """/dev/shm below `root` (`/proc/PID/root`) into the new file `out`; None, and no file, when it holds nothing.
 
     Each file carries the pax record GRIT.origin, which says what it was on this node: two containers of a pod that
-    share /dev/shm bring the same files, and a restore can see that they are the same.
+    share /dev/shm bring the same files, and a restore can see that they are the same. The other container is not
+    stopped: what it removes or shortens meanwhile is no error.
     """
     try:
         inside = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -119,10 +120,15 @@ class _Walk:
                 continue
             if name.startswith(WHITEOUT):
                 self.left_out += 1
-            elif is_file:
-                self._file(name, path, upper, merged, whole)
-            else:
-                self._other(name, path, upper, merged, whole, listed)
+                continue
+            try:
+                if is_file:
+                    self._file(name, path, upper, merged, whole)
+                else:
+                    self._other(name, path, upper, merged, whole, listed)
+            except FileNotFoundError:
+                if self.origin is None:
+                    raise
 
     def _file(self, name: str, path: str, upper: int | None, merged: int | None, whole: bool) -> None:
         file = None
@@ -158,7 +164,7 @@ class _Walk:
         runs = segments(file, size) if st.st_blocks * 512 < size else None
         if runs is None:
             self._entry(path, b"0", st, names, file, size=size)
-            self.writer.data(file, size)
+            self.writer.data(file, size, exact=self.origin is None)
             return
         block, records = sparse_map(runs, size)
         name = os.fsencode(path)
@@ -166,7 +172,7 @@ class _Walk:
         total = len(block) + sum(length for _, length in runs)
         self._entry("GNUSparseFile.0/file", b"0", st, names, file, size=total, records=records)
         self.writer.text(block)
-        self.writer.data(file, 0, runs)
+        self.writer.data(file, 0, runs, exact=self.origin is None)
 
     def _other(self, name: str, path: str, upper: int | None, merged: int | None, whole: bool, listed: int) -> None:
         st = os.stat(name, dir_fd=listed, follow_symlinks=False)

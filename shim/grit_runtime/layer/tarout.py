@@ -74,21 +74,28 @@ class Writer:
         when = seconds if 0 <= seconds < 1 << 33 else 0
         self._put(header(path, kind, stat.S_IMODE(st.st_mode), uid, gid, bound, when, target))
 
-    def data(self, file: int, size: int, runs: list[tuple[int, int]] | None = None) -> None:
-        """The content that the last header announced: `size` bytes of `file`, or its `runs` of (offset, length)."""
+    def data(self, file: int, size: int, runs: list[tuple[int, int]] | None = None, *, exact: bool = True) -> None:
+        """The content that the last header announced: `size` bytes of `file`, or its `runs` of (offset, length).
+
+        A file that has become shorter since is an error, or with `exact` False filled up with zeros.
+        """
         total = 0
         for offset, length in [(0, size)] if runs is None else runs:
             total += length
             if length <= SMALL:
                 piece = os.pread(file, length, offset)
-                if len(piece) != length:
-                    raise Changed
+                done = len(piece)
                 self._put(piece)
             else:
                 self.flush()
-                if copy(file, offset, length, self.out) != length:
-                    raise Changed
-                self.bytes += length
+                done = copy(file, offset, length, self.out)
+                self.bytes += done
+            if done < length and exact:
+                raise Changed
+            while done < length:
+                piece = bytes(min(length - done, _BUFFER))
+                self._put(piece)
+                done += len(piece)
         self._put(bytes(-total % 512))
 
     def text(self, block: bytes) -> None:
