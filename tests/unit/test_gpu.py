@@ -69,7 +69,8 @@ def test_what_the_program_says_becomes_a_result() -> None:
 def test_signs_in_mappings() -> None:
     text = (
         "7f00-7f01 rw-s 00000000 00:06 42 /dev/nvidia-uvm\n7f02-7f03 r-xp 0 08:01 9 /usr/lib/libcuda.so.580.95\n"
-        "7f04-7f05 rw-s 0 00:01 3 /dev/shm/cuda.shm.0.1f.2\n7f06-7f07 rw-p 0 00:00 0 [stack]\n7f08-7f09 rw-p 0 00:00 0\n"
+        "7f04-7f05 rw-s 0 00:01 3 /dev/shm/cuda.shm.0.1f.2\n7f06-7f07 rw-p 0 00:00 0 [stack]\n"
+        "7f08-7f09 rw-p 0 00:00 0\n"
     )
     assert holders.signs(text) == holders.Signs(1, True, True)
     assert holders.signs("7f06-7f07 rw-p 0 00:00 0 [stack]\n") == holders.Signs()
@@ -93,7 +94,9 @@ def test_links_alone_tell_who_holds_the_gpu() -> None:
         ({"fds": (), "driver_state": 2}, 580, (), ""),
     ],
 )
-def test_holders_that_cannot_be_suspended(change: dict[str, Any], major: int, mps: tuple[int, ...], reason: str) -> None:
+def test_holders_that_cannot_be_suspended(
+    change: dict[str, Any], major: int, mps: tuple[int, ...], reason: str
+) -> None:
     found = [Holder(1, (3,), 1, names.RUNNING), Holder(2, (3,), 0, names.RUNNING)._replace(**change)]
     if not reason:
         holders.judge(found, major=major, mps=mps)

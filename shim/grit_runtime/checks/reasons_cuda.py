@@ -143,6 +143,10 @@ REASONS: dict[str, Reason] = {
         "the GPU memory of the container needs {need} MiB of host memory, the node has {have} MiB available",
         "Free memory on the node: GPU memory passes through the host on its way to and from the disk",
     ),
+    "gpu-test-failed": Reason(
+        "the test did not get past {step}: {error}",
+        "See `gritctl logs` for CRIU's own log, and `gritctl doctor` for what this node lacks",
+    ),
     "memory-limit-left": Reason(
         "the memory limit in {file} could not be put back: the container needs more than it allows",
         "Lower it by hand when the container needs less, or raise it in the pod",
