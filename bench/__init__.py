@@ -1,0 +1,1 @@
+"""What grit-runtime costs: `make bench`."""

@@ -1,0 +1,45 @@
+"""A figure and its limit: pure values, and the table that a person reads."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+
+class Figure(NamedTuple):
+    """One measured cost. `limit` in the same unit; None: only told. `how`: from what it was made, for the reader."""
+
+    name: str
+    value: float
+    unit: str
+    limit: float | None
+    how: str
+
+    @property
+    def broken(self) -> bool:
+        return self.limit is not None and self.value > self.limit
+
+
+def added(name: str, ours: Sequence[float], theirs: Sequence[float], limit: float | None = None) -> Figure:
+    """What we add to a time (s, both taken in turn in one run): the difference of the medians, in ms."""
+    mine, plain = statistics.median(ours) * 1e3, statistics.median(theirs) * 1e3
+    return Figure(name, mine - plain, "ms", limit, f"{mine:.2f} ms with us, {plain:.2f} ms without, n = {len(ours)}")
+
+
+def share(name: str, ours: Sequence[float], theirs: Sequence[float], limit: float | None = None) -> Figure:
+    """The same as a share of the time without us, in percent."""
+    mine, plain = statistics.median(ours) * 1e3, statistics.median(theirs) * 1e3
+    how = f"{mine:.1f} ms with us, {plain:.1f} ms without, n = {len(ours)}"
+    return Figure(name, (mine / plain - 1) * 100, "%", limit, how)
+
+
+def table(figures: Iterable[Figure]) -> str:
+    """One line a figure: name, value, limit, verdict, and where it comes from."""
+    lines = []
+    for figure in figures:
+        limit = "" if figure.limit is None else f"limit {figure.limit:g} {figure.unit}"
+        verdict = "" if figure.limit is None else "BROKEN" if figure.broken else "ok"
+        value = f"{figure.value:+.2f} {figure.unit}"
+        lines.append(f"{figure.name:<44} {value:>11}  {limit:<13} {verdict:<7} {figure.how}")
+    return "\n".join(lines)
