@@ -76,25 +76,28 @@ class Dump:
 
     def suspend_gpu(self) -> None:
         """Move the GPU's memory into the processes; CUDA can't do that in a paused container, so it is thawed."""
+        self.on_gpu = self.thawed = False
         if not self.suspension.holders:
             return
         if self.paused:
             self.journal.add("freeze", path=self.group.path, version=self.group.version)
             cgroup.thaw(self.group)
+            self.thawed = True
         self.suspension.suspend(self.journal)
+        self.on_gpu = bool(self.suspension.known)
         self.record.content["bytes"]["gpu"] = self.suspension.taken
 
     def freeze(self) -> None:
         """Stop every task, unless the caller has: from here to the end of CRIU's work the container stands still."""
-        if not self.paused or self.suspension.holders:
+        if not self.paused or self.thawed:
             self.frozen_step = self.journal.add("thaw", path=self.group.path, version=self.group.version)
             cgroup.freeze(self.group)
         now = cgroup.processes(self.group)
-        if now != self.pids or not self.paused:
+        if now != self.pids or not self.paused or self.thawed:
             self.pids = now
             self._look_at_processes()
         self.watches = watches.settle(self.watches, self.seen.links, self.state.pid)
-        if self.suspension.holders:
+        if self.on_gpu:
             gpu.prove_absent(self.pids)
 
     def describe(self) -> None:
@@ -136,8 +139,10 @@ class Dump:
         if ended.code != 0:
             cause = log.summary(found[0]) if found else ""
             last = ended.stderr.strip().splitlines()[-1:] or [f"exit code {ended.code}"]
-            kept = self.record.keep()
-            raise refuse("dump-failed", id=self.state.id, error=cause or last[0], log=kept or self.work)
+            # containerd shows the first line of stderr alone, so what the runtime said goes into the record.
+            self.record.content["runtime_said"] = ended.stderr
+            raise self.record.failed("dump-failed", id=self.state.id, error=cause or last[0], log=self.work)
+        os.write(2, ended.stderr.encode())
 
     def _options(self, externals: list[tuple[str, str]]) -> config.Options:
         needs = self.needs
@@ -153,8 +158,8 @@ class Dump:
             options.append(("enable-external-masters", None))
         if needs.skip_in_flight:
             options.append(("skip-in-flight", None))
-        if self.suspension.holders:
-            options.append(("libdir", "/nonexistent"))  # CRIU's own CUDA plugin must not act a second time
+        if self.on_gpu:
+            options.append(("libdir", stages.no_plugins(self.journal)))
         return config.Options(tuple(options))
 
     def _switches(self) -> list[str]:
@@ -181,7 +186,7 @@ class Dump:
 
     def write_manifest(self) -> None:
         """Say what this checkpoint is: the last step, so that images without it are none."""
-        if self.suspension.holders:
+        if self.on_gpu:
             gpu.prove_in_images(self.images, self.suspension.taken)
         names = [n for n in os.listdir(self.images) if os.path.isfile(f"{self.images}/{n}") and n not in ("dump.log",)]
         sums = manifest.sums(self.images, names)

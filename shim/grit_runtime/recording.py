@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from grit_runtime import records
-from grit_runtime.checks import Refusal
+from grit_runtime.checks import Refusal, refuse
 from grit_runtime.settings import Settings
 
 
@@ -39,6 +39,12 @@ class Recording:
         """Something that a person who reads the record should know, and that failed nothing."""
         self.content["notes"].append(text)
 
+    def failed(self, reason: str, **facts: object) -> Refusal:
+        """The refusal of an operation that CRIU gave up; its fact `log` becomes the folder where the logs are kept."""
+        refusal = refuse(reason, **facts)
+        self.content.update(result="failed", reason=reason, message=refusal.message)
+        return refuse(reason, **{**facts, "log": self.keep() or facts["log"]})
+
     def keep(self) -> str | None:
         """Keep the logs and the record as it stands; the folder's path. A second call writes nothing."""
         if self.kept is None:
@@ -56,9 +62,8 @@ def recording(operation: str, container: str, settings: Settings) -> Iterator[Re
     try:
         yield record
     except Refusal as refusal:
-        record.content.update(result="refused", reason=refusal.reason, message=refusal.message)
-        if refusal.reason in ("dump-failed", "restore-failed", "runtime-timeout"):
-            record.content["result"] = "failed"
+        if record.kept is None:
+            record.content.update(result="refused", reason=refusal.reason, message=refusal.message)
         raise
     except BaseException as error:
         record.content.update(result="failed", reason="internal-error", message=str(error))

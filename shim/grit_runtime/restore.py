@@ -155,7 +155,7 @@ class Restore:
             raise ended.error
         if ended.code != 0:
             cause = log.summary(logs[0]) if logs else f"exit code {ended.code}"
-            raise refuse("restore-failed", id=self.call.id, error=cause, log=self.record.keep() or work)
+            raise self.record.failed("restore-failed", id=self.call.id, error=cause, log=work)
         self.pid = chain.ask_state(self.runtime, self.call).pid
         self.group = cgroup.of(self.pid)
 
@@ -172,7 +172,7 @@ class Restore:
             # crun moves the tasks into their cgroup when CRIU is done, so there is nothing to freeze before.
             options.append(("leave-stopped", None))
         if self.gpu.processes:
-            options.append(("libdir", "/nonexistent"))
+            options.append(("libdir", stages.no_plugins(self.journal)))
         return config.Options(tuple(options))
 
     def _words(self, work: str) -> list[str]:

@@ -47,8 +47,7 @@ def run(
     """Run `argv` to its end. `handlers` are called with the PID of the container's init at their stage (0: none yet).
 
     A handler's exception fails its stage (where CRIU lets it) and is returned as `error`. With `keep_stderr` what the
-    runtime writes there is passed on and kept; without it the descriptor is inherited, as a restored container's has
-    to be. Refuses `runtime-timeout` after `timeout` seconds, when the runtime and CRIU have been ended.
+    runtime writes there is kept; without it the descriptor is inherited, as a restored container's has to be. Refuses `runtime-timeout` after `timeout` seconds, when the runtime and CRIU have been ended.
     """
     folder = journal.folder + "/stages"
     os.makedirs(folder, exist_ok=True)
@@ -78,6 +77,13 @@ def run(
     return ended
 
 
+def no_plugins(journal: Journal) -> str:
+    """An empty folder for CRIU's `libdir`, so that its CUDA plugin doesn't do a second time what we do."""
+    folder = journal.folder + "/plugins"
+    os.makedirs(folder, exist_ok=True)
+    return folder
+
+
 def _serve(
     child: subprocess.Popen[bytes], ask: int, answer: int, handlers: Mapping[str, Handler], end: float
 ) -> Ended | None:
@@ -97,7 +103,7 @@ def _serve(
             if not ready:
                 return None
             if child.stderr and child.stderr.fileno() in ready:
-                part = _pass_on(child.stderr.fileno())
+                part = os.read(child.stderr.fileno(), 65536)
                 said += part
                 if not part:
                     poll.unregister(child.stderr.fileno())
@@ -111,7 +117,7 @@ def _serve(
             running = exited not in ready
         code = child.wait()
         while child.stderr and _waiting(child.stderr.fileno()):
-            part = _pass_on(child.stderr.fileno())
+            part = os.read(child.stderr.fileno(), 65536)
             if not part:
                 break
             said += part
@@ -130,13 +136,6 @@ def _handle(handler: Handler | None, pid: int) -> Exception | None:
     except (Refusal, OSError, ValueError, KeyError, RuntimeError) as error:
         return error
     return None
-
-
-def _pass_on(fd: int) -> bytes:
-    part = os.read(fd, 65536)
-    if part:
-        os.write(2, part)
-    return part
 
 
 def _waiting(fd: int) -> bool:
