@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from typing import Any
 
 from grit_runtime import (
@@ -39,13 +40,13 @@ class Restore:
 
     def __init__(
         self, call: Call, settings: Settings, runtime: str, source: locate.Checkpoint, journal: Journal,
-        record: Recording, *, held: bool,
+        record: Recording, *, held: bool, allow: Collection[str],
     ) -> None:  # fmt: skip
         self.call, self.settings, self.runtime = call, settings, runtime
         self.source, self.journal, self.record, self.held = source, journal, record, held
         self.bundle = os.path.abspath(call.option("--bundle") or ".")
         self.spec = specs.read(self.bundle)
-        self.allow: frozenset[str] = frozenset()
+        self.allow = allow
         self.lent: list[str] = []
         self.group: cgroup.Group | None = None
 

@@ -42,7 +42,7 @@ class Checkpoint(NamedTuple):
 class Restore(NamedTuple):
     """`roots`: the folders below which an annotation may point. `wait`: seconds, for data that is still arriving."""
 
-    roots: tuple[str, ...] = ("/var/lib/grit", "/var/lib/kubelet/checkpoints", "/mnt/checkpoints")
+    roots: tuple[str, ...] = ("/var/lib/grit", "/var/lib/kubelet/checkpoints", "/mnt/grit-agent", "/mnt/checkpoints")
     wait: int = 100
     optional_mounts: tuple[str, ...] = (
         "*/gbm/nvidia-drm_gbm.so", "*/nvidia/xorg/*", "*/vdpau/libvdpau_nvidia.so*", "/etc/vulkan/*",

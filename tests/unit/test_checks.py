@@ -3,7 +3,6 @@
 import string
 
 import pytest
-
 from grit_runtime import checks
 
 

@@ -1,7 +1,6 @@
 """What stands between two nodes."""
 
 import pytest
-
 from grit_runtime import gates
 from grit_runtime.checks import Refusal, refuse
 

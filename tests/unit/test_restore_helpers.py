@@ -1,7 +1,6 @@
 """Small decisions of a restore."""
 
 import pytest
-
 from grit_runtime import restore
 
 

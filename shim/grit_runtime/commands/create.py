@@ -24,7 +24,8 @@ def run(call: Call, settings: Settings) -> int:
     from grit_runtime import locate
     from grit_runtime.commands.restore import bring_back
 
+    policy.mark_tried(spec, wish)  # so that the kubelet's next try, a restart to it, restores too
     with locate.find(wish.path, specs.container_name(spec), settings.restore) as source:
-        code = bring_back(call, settings, runtime, source, held=True)
+        code = bring_back(call, settings, runtime, source, held=True, allow=wish.allow)
     policy.mark_used(spec, wish)
     return code

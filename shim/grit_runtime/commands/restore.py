@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from grit_runtime import chain, container, journal, locate
 from grit_runtime.argv import Call
 from grit_runtime.recording import recording
@@ -22,15 +24,26 @@ def run(call: Call, settings: Settings) -> int:
         return bring_back(call, settings, runtime, source, held=False)
 
 
-def bring_back(call: Call, settings: Settings, runtime: str, source: locate.Checkpoint, *, held: bool) -> int:
-    """The story of a restore. If any step fails, nothing of the container is left, and CRIU's log is kept."""
+def bring_back(
+    call: Call,
+    settings: Settings,
+    runtime: str,
+    source: locate.Checkpoint,
+    *,
+    held: bool,
+    allow: Collection[str] = (),
+) -> int:
+    """The story of a restore. If any step fails, nothing of the container is left, and CRIU's log is kept.
+
+    `held`: nothing of the container runs before `start`. `allow`: reasons for a refusal that are passed by.
+    """
     name = "restore-" + container.key(call.root or "", call.id)
     with (
         recording("restore", call.id, settings) as record,
         container.locked(call.root or "", call.id) as lock,
         journal.operation(name, lock) as undo,
     ):
-        restore = Restore(call, settings, runtime, source, undo, record, held=held)
+        restore = Restore(call, settings, runtime, source, undo, record, held=held, allow=allow)
         with record.phase("compare"):
             restore.compare()
             restore.make_spec()
