@@ -43,6 +43,7 @@ GOOD = Facts(
 def test_a_good_node_has_nothing_to_say_against() -> None:
     assert {row.level for row in rows(GOOD)} == {"ok"}
     assert not any(row.reason or row.remedy for row in rows(GOOD))
+    assert {row.level for row in rows(GOOD._replace(driver="unknown"))} == {"ok", "info"}
     plain = GOOD._replace(next="/usr/bin/runc", nvidia=None, toolkit=None, driver="", gpus=[])
     assert {row.level for row in rows(plain)} == {"ok", "info"}, "a node without GPUs is ready too"
 

@@ -29,6 +29,8 @@ def test_tables_fit_and_hostile_text_can_not_drive_the_terminal() -> None:
     assert "\x1b[31mbad\x1b[0m" in "".join(table.table(rows, columns=60, colour=True))
     narrow = table.table([("1", "22"), ("333", "4")], right=[0], columns=60, colour=False)
     assert narrow == ["  1  22", "333  4"]
+    path = table.table([("/etc/containers/containers.conf.d/grit-runtime.conf",)], columns=40, colour=False)
+    assert path == ["/etc/containers/containers.conf.d/", "grit-runtime.conf"]
     branches = [table.Branch("a " * 60, [table.Branch("b")]), table.Branch("c")]
     tree = table.tree(table.Branch("top", branches), columns=40)
     assert all(table.cells(line) <= 40 for line in tree) and tree[-1].endswith("c")

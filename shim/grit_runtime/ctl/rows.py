@@ -132,9 +132,11 @@ def driver_row(facts: Facts) -> list[Row]:
     if not facts.driver:
         return [Row("NVIDIA driver", "info", "none: containers without GPUs only")]
     number = release(facts.driver)
-    if number and number < ((550,) if facts.cuda_binary else (570,)):
+    if () < number < ((550,) if facts.cuda_binary else (570,)):
         name = facts.settings.cuda.binary if isinstance(facts.settings, settings.Settings) else "cuda-checkpoint"
         return [_as("NVIDIA driver", "bad", refuse("driver-too-old", driver=facts.driver, binary=name))]
+    if not number:
+        return [Row("NVIDIA driver", "info", "loaded; /proc/driver/nvidia/version doesn't tell which")]
     more = "" if number >= (580,) else "; a restore on GPUs with other UUIDs needs 580"
     return [Row("NVIDIA driver", "ok", facts.driver + more)]
 

@@ -66,12 +66,13 @@ def cells(text: str) -> int:
 
 
 def cut(text: str, columns: int) -> str:
-    """The longest beginning of `text` that fits, at least one character."""
+    """The longest beginning of `text` that fits, at least one character; of a path, up to a slash if that isn't far."""
     used = 0
     for index, character in enumerate(text):
         used += cells(character)
         if used > columns:
-            return text[: max(index, 1)]
+            slash = text.rfind("/", 0, index) + 1
+            return text[: slash if slash > index // 2 else max(index, 1)]
     return text
 
 
