@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,14 @@ DATA = Path(__file__).parent / "data" / "containerd"
 MAIN = "/etc/containerd/config.toml"
 V2 = 'version = 2\n[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.'
 V3 = "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes."
+
+
+@pytest.fixture(autouse=True, params=["tomllib", "tomlkit"])
+def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything twice: Python 3.10 has no tomllib, and reads with tomlkit what it edits with it."""
+    if request.param == "tomlkit":
+        modules: Any = sys.modules
+        monkeypatch.setitem(modules, "tomllib", None)
 
 
 def edit(text: str, daemon: tuple[int, ...] | None = (1, 7, 24), *more: File) -> Edit:

@@ -185,8 +185,10 @@ def undone(file: File, undo: list[dict[str, Any]]) -> str:
             file = File(file.path, file.text.replace(step["text"], "", 1))
         elif step["keys"]:
             there = toml.at(toml.parse(file), step["keys"], file.path)
-            if there is not None and there == step.get("new", there):
-                file = File(file.path, toml.set_value(file, step["keys"], step.get("old")))
+            if "new" in step and there == step["new"]:
+                file = File(file.path, toml.set_value(file, step["keys"], step["old"]))
+            elif "new" not in step and there is not None:
+                file = File(file.path, toml.without_table(file, step["keys"]).replace(COMMENT, ""))
     return file.text
 
 

@@ -26,8 +26,12 @@ def loads(text: str) -> dict[str, Any]:
         value: dict[str, Any] = import_module("tomllib").loads(text)
     except ImportError:  # Python 3.10
         import tomlkit
+        from tomlkit.exceptions import TOMLKitError
 
-        value = _plain(tomlkit.parse(text))
+        try:
+            value = _plain(tomlkit.parse(text))
+        except TOMLKitError as error:  # not all of them are ValueErrors
+            raise ValueError(error) from None
     return value
 
 
@@ -81,6 +85,7 @@ def set_value(file: File, keys: list[str], value: Any) -> str:
     """
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
+    from tomlkit.items import InlineTable
 
     wanted = copy.deepcopy(parse(file))
     _put(wanted, keys, value)
@@ -94,13 +99,68 @@ def set_value(file: File, keys: list[str], value: Any) -> str:
         if value is None:
             table.pop(keys[-1], None)
         else:
-            table[keys[-1]] = value
+            table[keys[-1]] = _inline(value) if isinstance(table, InlineTable) else value
         text = tomlkit.dumps(document)
     except (TOMLKitError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise refuse("containerd-config-unknown", path=file.path, why=f"it can't be edited: {error}") from None
     if not same(text, wanted):
         raise refuse("containerd-config-unknown", path=file.path, why="an edit would change more than it should")
     return text
+
+
+def without_table(file: File, keys: list[str]) -> str:
+    """`file`'s text without the table at `keys` and those below it: their lines cut out if that does it, else as
+    set_value does it."""
+    wanted = copy.deepcopy(parse(file))
+    _put(wanted, keys, None)
+    kept, inside = [], False
+    for line in file.text.splitlines(keepends=True):
+        header = _header(line)
+        if header is not None:
+            inside = header[: len(keys)] == keys
+        if not inside:
+            kept.append(line)
+    text = "".join(kept)
+    return text if _drop_empty(wanted) == _drop_empty(_loads_or_none(text)) else set_value(file, keys, None)
+
+
+def _header(line: str) -> list[str] | None:
+    """The keys of a line like `[a."b.c".d]`; None for any other line."""
+    if not line.lstrip().startswith("[") or line.lstrip().startswith("[["):
+        return None
+    keys: list[str] = []
+    table = _loads_or_none(line)
+    while isinstance(table, dict) and len(table) == 1:
+        key, table = next(iter(table.items()))
+        keys.append(key)
+    return keys if table == {} and keys else None
+
+
+def _loads_or_none(text: str) -> dict[str, Any] | None:
+    try:
+        return loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _drop_empty(table: Any) -> Any:
+    """`table` without empty tables: they may be implied by a header that was cut out."""
+    if not isinstance(table, dict):
+        return table
+    small = {key: _drop_empty(value) for key, value in table.items()}
+    return {key: value for key, value in small.items() if value != {}}
+
+
+def _inline(value: Any) -> Any:
+    """`value` as it can stand in an inline table. (Older versions of tomlkit put an ordinary table there.)"""
+    import tomlkit
+
+    if not isinstance(value, dict):
+        return value
+    table = tomlkit.inline_table()
+    for key, entry in value.items():
+        table[key] = _inline(entry)
+    return table
 
 
 def _put(table: dict[str, Any], keys: list[str], value: Any) -> None:
