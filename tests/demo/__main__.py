@@ -54,13 +54,13 @@ def _versions(node: object) -> str:
 
 
 def _header() -> str:
-    return f"  {'run':<50} {'checkpoint':>10} {'copy':>6} {'restore':>8}  result"
+    return f"  {'run':<52} {'checkpoint':>10} {'copy':>6} {'restore':>8}  result"
 
 
 def _line(run: Run) -> str:
     seconds = run.seconds or {}
     numbers = [f"{seconds[name]:.2f} s" if name in seconds else "" for name in ("checkpoint", "copy", "restore")]
-    text = f"  {run.case.title:<50} {numbers[0]:>10} {numbers[1]:>6} {numbers[2]:>8}  "
+    text = f"  {run.case.title:<52} {numbers[0]:>10} {numbers[1]:>6} {numbers[2]:>8}  "
     return text + _result(run)
 
 

@@ -97,7 +97,7 @@ class _Timed:
 
 def _criu_says(node: Node, error: str) -> str:
     """The error of CRIU's log that containerd names; without one, the end of what containerd says."""
-    named = re.search(r"path= (\S+?): ", error)
+    named = re.search(r"path= (/\S+?\.log)", error)
     log = node.path(named[1]) if named else None
     lines = _errors(log.read_text(errors="replace")) if log and log.exists() else []
     return lines[0] if lines else error[-300:]
@@ -110,5 +110,6 @@ def _log_says(node: Node, images: str) -> str | None:
 
 
 def _errors(text: str) -> list[str]:
-    """CRIU's error lines without time, task and place in its source."""
-    return [re.sub(r"^.*?Error \([^)]*\): ", "", line) for line in text.splitlines() if "Error (" in line]
+    """CRIU's error lines without time, task and place in its source; it logs limits that it can't raise, and goes on."""
+    found = [re.sub(r"^.*?Error \([^)]*\): ", "", line) for line in text.splitlines() if "Error (" in line]
+    return [line for line in found if not line.startswith("rlimit: ")]
