@@ -34,7 +34,15 @@ def parent(folder: Path) -> str | None:
 
 def problems(folder: Path) -> Iterator[Refusal]:
     """All that is missing, cut short or not an image, as refusals that were not raised. Reads no page's contents."""
-    found: list[str] = []
+    told: set[str] = set()
+    for problem in _problems(folder):
+        if problem.message not in told:
+            told.add(problem.message)
+            yield problem
+
+
+def _problems(folder: Path) -> Iterator[Refusal]:
+    """The same, with some of them twice."""
     try:
         found = imagefile.names(folder)
     except Refusal as problem:
@@ -47,6 +55,7 @@ def problems(folder: Path) -> Iterator[Refusal]:
         except Refusal as problem:
             broken = True
             yield problem
+    # What a missing or broken file would promise can't be known.
     try:
         for name in _promised(folder):
             if name not in found:
@@ -55,9 +64,7 @@ def problems(folder: Path) -> Iterator[Refusal]:
         if not broken:
             yield from _pages(folder, found)
     except Refusal as problem:
-        # Where a file is missing or broken the rest can't be known, and that file has been named already.
-        if not broken:
-            yield problem
+        yield problem
 
 
 def _frame(folder: Path, name: str) -> None:
