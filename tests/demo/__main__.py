@@ -40,7 +40,8 @@ def main() -> int:
         for run in wrong:
             print(f"  {run.case.title}: {run.error or run.check}")
         return 1
-    print("All came to what they must:\nwithout us each fails as it does on real nodes, with us each container goes on.")
+    print("All came to what they must:")
+    print("without us each fails as it does on real nodes, with us each container goes on.")
     return 0
 
 

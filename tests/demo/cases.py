@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Case(NamedTuple):
-    """One move. `program`: "counter" (memory and a counter) or "everything". `generation` 2: of a restored container."""
+    """One move. `program`: "counter" (with memory) or "everything". `generation` 2: of a restored container."""
 
     program: str
     source: str
@@ -61,6 +61,7 @@ class Run(NamedTuple):
     def row(self) -> dict[str, object]:
         """The entry in build/demo.json."""
         check = self.check or {}
+        seconds = {name: round((self.seconds or {}).get(name, 0.0), 2) for name in ("checkpoint", "copy", "restore")}
         names = ("memory_sha256_equal", "counter_gap", "watches", "watches_same_number", "watches_delivering")
         return {
             "program": self.case.program,
@@ -74,7 +75,7 @@ class Run(NamedTuple):
             **{name: check.get(name) for name in names},
             "bad": check.get("bad"),
             "error": self.error,
-            "seconds": {name: round((self.seconds or {}).get(name, 0.0), 2) for name in ("checkpoint", "copy", "restore")},
+            "seconds": seconds,
         }
 
     @property

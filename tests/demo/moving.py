@@ -61,6 +61,7 @@ class Mover:
         base = f"{BASE}/{container.name}"
         images = f"{base}/{container.name}/checkpoint"
         seconds: dict[str, float] = {}
+        before = container.ask("identity")
         try:
             with _Timed(seconds, "checkpoint"):
                 container.checkpoint(images, leave_running=case.leave_running)
@@ -81,7 +82,10 @@ class Mover:
                 restored = self._start(target, case, {"grit.dev/checkpoint": path})
         except CommandFailed as error:
             return Run(case, True, error=_log_says(target, images) or str(error)[-300:], seconds=seconds), None
-        return Run(case, True, True, restored.ask("check"), None, seconds), restored
+        check = restored.ask("check")
+        if check["identity"] != before["identity"]:
+            return Run(case, True, True, check, "it is another process, not the one that was dumped", seconds), restored
+        return Run(case, True, True, check, None, seconds), restored
 
 
 class _Timed:
@@ -110,6 +114,6 @@ def _log_says(node: Node, images: str) -> str | None:
 
 
 def _errors(text: str) -> list[str]:
-    """CRIU's error lines without time, task and place in its source; it logs limits that it can't raise, and goes on."""
-    found = [re.sub(r"^.*?Error \([^)]*\): ", "", line) for line in text.splitlines() if "Error (" in line]
-    return [line for line in found if not line.startswith("rlimit: ")]
+    """CRIU's error lines without time, task and place in its source. Of limits that it can't raise it only tells."""
+    lines = [re.sub(r"^.*?Error \([^)]*\): ", "", line) for line in text.splitlines() if "Error (" in line]
+    return [" ".join(line.split()) for line in lines if not line.startswith("rlimit: ")]
