@@ -83,9 +83,9 @@ class Scenario:
         self.spec["hooks"] = {"createRuntime": [hook]}
         self.spec["linux"]["cgroupsPath"] = f"{self.parent}/passthrough"
         for words in ("--version", "-v", "--help", "-h", "", "help", "features", "list", "list -q", "frobnicate x",
-                      "--frobnicate", "--log", "state", "state none", "kill none", "delete none", "delete --force none",
-                      "start none", "ps none", "exec none true", "events none", "update none", "create",
-                      "create --help", "checkpoint", "restore --help", "--root /nowhere/at/all list", "pause none"):  # fmt: skip
+                      "--frobnicate", "--log", "state", "state none", "kill none", "delete none",
+                      "delete --force none", "start none", "ps none", "exec none true", "events none", "update none", "create",
+                      "create --help", "checkpoint", "restore --help", "--root /no/where list", "pause none"):  # fmt: skip
             self.call(*words.split())
         for log_format in ("text", "json"):
             self.call("--log", f"{HERE}/log", "--log-format", log_format, "state", "none")
