@@ -140,6 +140,12 @@ def test_tables_written_inline_are_edited_with_comments_kept() -> None:
     assert toml.same(undone(File(MAIN, made.after), made.undo), toml.loads(before))
 
 
+def test_an_edit_that_would_change_more_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tomlkit.dumps", lambda document: "version = 2\n")
+    with pytest.raises(Refusal, match="would change more than it should"):
+        toml.set_value(File(MAIN, "version = 2\nroot = '/x'\n"), ["root"], "/y")
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

@@ -108,7 +108,12 @@ def test_what_others_edit_in_between_stays(tmp_path: Path) -> None:
     assert gritctl("uninstall", "--root", root).exit_code == 0
     assert config.read_text() == "# somebody's\n" + before
 
-    # another handler, then an edit inside ours, then a lost backup
+    # another handler after somebody's edit, then an edit inside ours, then a lost backup
+    assert install(root).exit_code == 0
+    config.write_text("# more\n" + config.read_text())
+    assert install(root, "--handler", "other").exit_code == 0
+    assert gritctl("uninstall", "--root", root).exit_code == 0
+    assert config.read_text() == "# more\n# somebody's\n" + before
     assert install(root).exit_code == 0
     assert install(root, "--handler", "other").exit_code == 0
     text = config.read_text()
@@ -212,7 +217,8 @@ def test_what_containerd_says_is_compared() -> None:
     runc: dict[str, Any] = {"runtimes": {"runc": {}}}
     grit: dict[str, Any] = {"grit": {"options": {"BinaryName": "/usr/bin/grit-runtime"}}}
     assert proof.proved(runc, {"runtimes": {"runc": {}, **grit}}, Handler()) is None
-    assert "runc would be lost" in str(proof.proved(runc, {"runtimes": grit}, Handler()))
+    both = {"runtimes": {"runc": {}, "nvidia": {}}}
+    assert proof.proved(both, {"runtimes": {"runc": {}, **grit}}, Handler()) == "the runtimes nvidia would be lost"
     assert "default runtime runc" in str(proof.proved({}, {"runtimes": grit}, Handler()))
     assert "no handler grit" in str(proof.proved(runc, runc, Handler()))
     assert proof.proved(runc, "cannot parse", Handler()) == "cannot parse"

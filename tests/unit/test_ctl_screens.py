@@ -79,7 +79,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     settings: Any = SimpleNamespace(logs=SimpleNamespace(keep=5, max_size=1 << 20))
     record = {"result": "ok", "reason": "", "seconds": 1.25, "phases": {"criu": 1.0}, "bytes": {"images": 2048}}
     bad = {**record, "result": "refused", "reason": "driver-mismatch", "notes": ["one", "two"]}
-    todo = [("abc1", "dump", record), ("abc1", "restore", bad), ("abc2", "dump", {})]
+    todo = [("abc1", "dump", record), ("abc1", "restore", bad), ("abc12", "dump", {})]
     return [str(records.keep(c, o, r, [str(log)], settings, str(tmp_path))) for c, o, r in todo]
 
 
@@ -90,7 +90,7 @@ def test_logs(kept: list[str]) -> None:
         return result.output
 
     assert [line.split()[2:5] for line in run().splitlines()[1:]] == [
-        ["abc2", "dump", "?"],
+        ["abc12", "dump", "?"],
         ["abc1", "restore", "refused"],
         ["abc1", "dump", "ok"],
     ]
