@@ -21,6 +21,35 @@ from collections.abc import Sequence
 from typing import Any
 
 HERE = "/tmp/passthrough"
+CALLS = """
+--version
+-v
+--help
+-h
+help
+features
+list
+list -q
+frobnicate x
+--frobnicate
+--log
+state
+state none
+kill none
+start none
+delete none
+delete --force none
+ps none
+exec none true
+events none
+update none
+pause none
+create
+create --help
+checkpoint
+restore --help
+--root /no/where/at/all list
+"""
 NOTE = re.compile(r'\s*"org\.criu\.config": ?"[^"]*",?')  # the one thing that we add, as `state` tells it
 
 
@@ -82,10 +111,8 @@ class Scenario:
         hook = {"path": "/usr/bin/cp", "args": ["cp", "/proc/self/environ", f"{HERE}/hook-environ"]}
         self.spec["hooks"] = {"createRuntime": [hook]}
         self.spec["linux"]["cgroupsPath"] = f"{self.parent}/passthrough"
-        for words in ("--version", "-v", "--help", "-h", "", "help", "features", "list", "list -q", "frobnicate x",
-                      "--frobnicate", "--log", "state", "state none", "kill none", "delete none",
-                      "delete --force none", "start none", "ps none", "exec none true", "events none", "update none", "create",
-                      "create --help", "checkpoint", "restore --help", "--root /no/where list", "pause none"):  # fmt: skip
+        self.call()
+        for words in CALLS.strip().split("\n"):
             self.call(*words.split())
         for log_format in ("text", "json"):
             self.call("--log", f"{HERE}/log", "--log-format", log_format, "state", "none")
