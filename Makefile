@@ -36,7 +36,8 @@ bench: setup deb nodes ## what we cost; prints figures
 	@PYTHONPATH=shim:. $(PYTHON) -m bench
 
 # Debian's tools stamp and copy the whole source tree, so build only when a file of the package is newer.
-DEB_SOURCES := $(shell git ls-files -c -o --exclude-standard -- shim hooks packaging docs setup.cfg pyproject.toml README.md LICENSE CHANGELOG.md)
+DEB_SOURCES := $(wildcard $(shell git ls-files -c -o --exclude-standard -- \
+	shim hooks packaging docs setup.cfg pyproject.toml README.md LICENSE CHANGELOG.md))
 
 deb: build/deb.stamp ## build build/grit-runtime_*.deb
 

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from .places import HERE, NODES, TREES, digest
+from .places import NODES, TREES, digest
 from .recipe import RECIPES, TESTING, Recipe
 
 #: python3-pynvml (contrib) depends on the driver's libnvidia-ml, which a node has from NVIDIA's installer: a stand-in
@@ -85,7 +85,8 @@ cat >{part}.customize <<'END'
 mkdir -p "$1/tmp/standin/DEBIAN"
 cp standin.control "$1/tmp/standin/DEBIAN/control"
 dpkg-deb --root-owner-group -Zgzip --build "$1/tmp/standin" "$1/tmp/standin.deb"
-apt() {{ DEBIAN_FRONTEND=noninteractive LC_ALL=C chroot "$1" apt-get -q -y --no-install-recommends -t "$2" install $3; }}
+export DEBIAN_FRONTEND=noninteractive LC_ALL=C
+apt() {{ chroot "$1" apt-get -q -y --no-install-recommends -t "$2" install $3; }}
 apt "$1" {recipe.suite} "/tmp/standin.deb python3-pynvml"
 [ -z "{' '.join(recipe.later)}" ] || apt "$1" {TESTING} "{' '.join(recipe.later)}"
 rm -rf "$1"/tmp/* "$1"/var/lib/apt/lists/* "$1"/usr/share/doc "$1"/usr/share/man "$1"/usr/share/locale
