@@ -113,6 +113,8 @@ def test_execute_leaves_no_trace_of_python(tmp_path: Path) -> None:
     env = {"PYTHONPATH": ":".join(["shim", *filter(None, [os.environ.get("PYTHONPATH")])]), "odd.name": "1"}
     done = subprocess.run(["/usr/bin/python3", "-c", code, show, "a b"], env=env, capture_output=True, text=True,
                           timeout=60, check=True, cwd=Path(__file__).parents[2])  # fmt: skip
+    direct = subprocess.run([show, "a b"], env=env, capture_output=True, text=True, timeout=60, check=True)
     first, ignored, *environment = done.stdout.splitlines()
-    assert first == "1 a b" and int(ignored.split()[1], 16) == 0
+    assert first == "1 a b"
+    assert ignored == direct.stdout.splitlines()[1]  # whoever runs the tests may ignore some, which stay ignored
     assert environment == [f"{key}={value}" for key, value in env.items()]
