@@ -65,14 +65,15 @@ class Bytes(click.ParamType):
 @click.option("--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="How many processes.")
 @click.option("--backend", type=click.Choice(["auto", "torch", "libcuda"]), default="auto", show_default=True)
 @click.option("--python", default="", metavar="PATH", help="The Python in the container (that of PATH).")
+@click.option("--lower", default="/", metavar="DIR", show_default=True, help="The container's file system; no overlay.")
 @click.option("--to", "target", metavar="DIR", default="", help="Only checkpoint, into DIR, for another node.")
 @click.option("--from", "source", metavar="DIR", default="", help="Only restore, from DIR, that another node wrote.")
 @click.option("--runtime", default="grit-runtime", show_default=True, help="The runtime to test.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def command(
-    ctx: click.Context, amount: int, processes: int, backend: str, python: str, target: str, source: str, runtime: str,
-    as_json: bool,
+    ctx: click.Context, amount: int, processes: int, backend: str, python: str, lower: str, target: str, source: str,
+    runtime: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Fill GPU memory in a container, checkpoint it, restore it, and compare hashes.
 
@@ -92,7 +93,8 @@ def command(
     if source:
         wanted = read_wanted(source)
     try:
-        with trial.Trial(trial.folder(name), name, wanted, runtime=[runtime], python=python, say=say) as made:
+        place = trial.folder(name)
+        with trial.Trial(place, name, wanted, runtime=[runtime], python=python, lower=lower, say=say) as made:
             verdict = run(made, keep, first=not source, second=not target)
     finally:
         if not target and not source:

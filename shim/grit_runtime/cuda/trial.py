@@ -19,7 +19,7 @@ from grit_runtime.checks import refuse
 
 from . import probe
 
-FOLDER = "probe"  # in the container: its program and the talk with it
+FOLDER = "gpu-test"  # in the container: its program and the talk with it
 CAPABILITIES = (
     "AUDIT_WRITE CHOWN DAC_OVERRIDE FOWNER FSETID KILL MKNOD NET_BIND_SERVICE NET_RAW SETFCAP SETGID SETPCAP SETUID "
     "SYS_CHROOT"
@@ -85,7 +85,8 @@ class Trial:
     """One container. Every bundle it makes lies in a tmpfs at `folder`: an overlay's upper layer can't lie in the file
     system below it. `close` removes all of it.
 
-    `program`: probe.py's arguments after its folder. `python`: what runs it in the container.
+    `program`: probe.py's arguments after its folder. `python`: what runs it in the container. `lower`: the file system
+    that the container sees, this node's own; it can't be an overlay itself, for CRIU finds no files there.
     """
 
     def __init__(
@@ -97,11 +98,13 @@ class Trial:
         runtime: Sequence[str] = ("grit-runtime",),
         python: str = "python3",
         environment: Mapping[str, str] | None = None,
+        lower: str = "/",
         mounts: Sequence[Mapping[str, Any]] = (),
         limit: int = 0,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.folder, self.name, self.runtime, self.say = Path(folder), name, list(runtime), say
+        self.lower = lower
         self.python, self.program, self.limit, self.mounts = python, list(program), limit, list(mounts)
         self.environment = {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -130,10 +133,8 @@ class Trial:
         place = self.folder / f"bundle{len(self.bundles)}"
         for part in ("upper", "work", "rootfs"):
             (place / part).mkdir(parents=True)
-        options = f"lowerdir=/,upperdir={place}/upper,workdir={place}/work"
+        options = f"lowerdir={self.lower},upperdir={place}/upper,workdir={place}/work"
         self._mount(place / "rootfs", "-t", "overlay", "-o", options, "overlay")
-        (place / "rootfs" / FOLDER).mkdir()
-        shutil.copy(probe.__file__, place / "rootfs" / FOLDER / "probe.py")
         words = " ".join(f"'{word}'" for word in (self.python, f"/{FOLDER}/probe.py", f"/{FOLDER}", *self.program))
         arguments = ["/bin/sh", "-c", f"exec {words} </dev/null >/{FOLDER}/output 2>&1"]
         made = spec(str(place / "rootfs"), self.name, arguments, self.environment, self.limit)
@@ -162,6 +163,8 @@ class Trial:
     def start(self, timeout: float = 300) -> None:
         """Create and start it; returns when all its processes have filled their GPU memory."""
         place = self.bundle()
+        self.talk.mkdir(exist_ok=True)
+        shutil.copy(probe.__file__, self.talk / "probe.py")
         self.call("create", "--bundle", str(place), self.name)
         self.call("start", self.name)
         for number in range(self.processes):
