@@ -28,7 +28,7 @@ class Dump:
         # Without the option runc puts its log into the image folder, crun into the current one.
         self.work = os.path.abspath(call.option("--work-path") or self.images)
         self.leave_running = call.flag("--leave-running")
-        self.frozen_step = 0
+        self.sums: manifest.Sums | None = None
 
     def look(self) -> None:
         """Find out what the container is made of and what CRIU must be told; refuse what can't work."""
@@ -90,7 +90,7 @@ class Dump:
     def freeze(self) -> None:
         """Stop every task, unless the caller has: from here to the end of CRIU's work the container stands still."""
         if not self.paused or self.thawed:
-            self.frozen_step = self.journal.add("thaw", path=self.group.path, version=self.group.version)
+            self.journal.add("thaw", path=self.group.path, version=self.group.version)
             cgroup.freeze(self.group)
         now = cgroup.processes(self.group)
         if now != self.pids or not self.paused or self.thawed:
@@ -124,6 +124,7 @@ class Dump:
         externals = mounts.dump_externals(self.mountinfo, self.spec, self.host_mounts, self._inside)
         with open(path, "w") as file:
             file.write(config.text(self._options(externals)))
+        self.sums = manifest.Sums(self.images)
         ended = stages.run(
             [self.runtime, *self.call.rebuilt(add=self._switches())],
             self.journal,
@@ -186,10 +187,11 @@ class Dump:
 
     def write_manifest(self) -> None:
         """Say what this checkpoint is: the last step, so that images without it are none."""
+        assert self.sums is not None
         if self.on_gpu:
             gpu.prove_in_images(self.images, self.suspension.taken)
         names = [n for n in os.listdir(self.images) if os.path.isfile(f"{self.images}/{n}") and n not in ("dump.log",)]
-        sums = manifest.sums(self.images, names)
+        sums = self.sums.finish(names)
         self.record.content["bytes"]["images"] = sum(facts["size"] for facts in sums.values())
         manifest.write(self.images, {
             "created": self.record.content["started"],
@@ -228,6 +230,8 @@ class Dump:
 
     def discard(self) -> None:
         """After a failed dump: what CRIU wrote is no checkpoint and may be as large as the container's memory."""
+        if self.sums:
+            self.sums.stop()
         for name in os.listdir(self.images) if os.path.isdir(self.images) else []:
             if name.endswith(".img") or name in (layer.NAME, layer.SHM_NAME, "descriptors.json"):
                 os.unlink(f"{self.images}/{name}")

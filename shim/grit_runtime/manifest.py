@@ -11,8 +11,8 @@ import json
 import os
 import platform
 import stat
+import threading
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from grit_runtime import VERSION
@@ -20,7 +20,7 @@ from grit_runtime.checks import refuse
 
 NAME = "grit.json"
 FORMAT = 1
-PIECE = 64 << 20
+PIECE = 16 << 20
 LIMIT = 64 << 20  # a manifest larger than this isn't one
 
 
@@ -95,20 +95,77 @@ SHAPE: dict[str, type] = {"node": dict, "container": dict, "files": dict, "mount
                           "fingerprints": dict, "gpu": dict}  # fmt: skip
 
 
-def sums(folder: str, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Sizes and hashes of the files `names` in `folder`: name to {"size": bytes, "pieces": [SHA-256 of each 64 MiB]}.
+class Sums:
+    """Sizes and hashes of the files in a folder, made while they are being written.
 
-    All cores hash; hashlib lets go of the interpreter's lock.
+    Image files only grow, so a piece that lies below a file's end is final. A thread of ours hashes such pieces while
+    CRIU writes the next ones; hashlib lets go of the interpreter's lock meanwhile.
     """
-    work = []
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._pieces: dict[str, list[str]] = {}
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
+
+    def finish(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Name to {"size": bytes, "pieces": [SHA-256 of each 16 MiB]} of the files `names`, which nobody writes now."""
+        self._done.set()
+        self._thread.join()
+        return sums(self._folder, names, self._pieces)
+
+    def stop(self) -> None:
+        """Hash no more: the files are no checkpoint."""
+        self._done.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        while not self._done.wait(0.005):
+            try:
+                for name in os.listdir(self._folder):
+                    if name.startswith("pages-"):
+                        self._catch_up(name)
+            except OSError:
+                return  # `finish` meets it again, where somebody hears of it
+
+    def _catch_up(self, name: str) -> None:
+        known = self._pieces.setdefault(name, [])
+        path = f"{self._folder}/{name}"
+        while not self._done.is_set() and os.stat(path).st_size >= (len(known) + 1) * PIECE:
+            known.append(_hash(path, len(known) * PIECE))
+
+
+def sums(folder: str, names: Iterable[str], known: dict[str, list[str]] | None = None) -> dict[str, dict[str, Any]]:
+    """Name to {"size": bytes, "pieces": [SHA-256 of each 16 MiB]} of files in `folder`; all cores hash.
+
+    `known`: pieces that were hashed before, from each file's beginning on.
+    """
     found: dict[str, dict[str, Any]] = {}
-    with ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 2)) as pool:
-        for name in sorted(names):
-            size = os.stat(f"{folder}/{name}", follow_symlinks=False).st_size
-            pieces = [pool.submit(_hash, f"{folder}/{name}", at) for at in range(0, max(size, 1), PIECE)]
-            work.append((name, size, pieces))
-        for name, size, pieces in work:
-            found[name] = {"size": size, "pieces": [piece.result() for piece in pieces]}
+    work: list[tuple[list[str], int, str, int]] = []
+    for name in sorted(names):
+        path = f"{folder}/{name}"
+        size = os.stat(path, follow_symlinks=False).st_size
+        pieces = (known or {}).get(name, [])[: size // PIECE]
+        count = max(1, -(-size // PIECE))
+        pieces += [""] * (count - len(pieces))
+        found[name] = {"size": size, "pieces": pieces}
+        work += [(pieces, number, path, number * PIECE) for number in range(count) if not pieces[number]]
+
+    def some() -> None:
+        while work:
+            try:
+                pieces, number, path, start = work.pop()
+            except IndexError:
+                return
+            pieces[number] = _hash(path, start)
+
+    threads = [threading.Thread(target=some) for _ in range(min(os.cpu_count() or 1, len(work)) - 1)]
+    for thread in threads:
+        thread.start()
+    some()
+    for thread in threads:
+        thread.join()
     return found
 
 

@@ -86,3 +86,15 @@ def test_a_name_that_leaves_the_folder_is_never_opened(tmp_path: Path) -> None:
     names = {"../x": {"size": 1}, "/etc/passwd": {"size": 1}, "..": {}, "link.img": {"size": 11}, "x": 3}
     found = manifest.differences(str(tmp_path), names, content=True)
     assert found == [("../x", "name"), ("/etc/passwd", "name"), ("..", "name"), ("link.img", "name"), ("x", "name")]
+
+
+def test_hashing_while_a_file_grows_comes_to_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "PIECE", 1 << 16)
+    summing = manifest.Sums(str(tmp_path))
+    for _ in range(40):
+        for name in ("pages-1.img", "pages-2.img"):
+            with open(tmp_path / name, "ab") as file:
+                file.write(os.urandom(30_001))
+    found = summing.finish(["pages-1.img", "pages-2.img"])
+    assert found == manifest.sums(str(tmp_path), ["pages-1.img", "pages-2.img"])
+    assert len(found["pages-1.img"]["pieces"]) == 19
