@@ -82,7 +82,7 @@ REASONS = {
         "Checkpoint through grit-runtime, which names such mounts to CRIU.",
     ),
     "mount-source-symlink": Reason(
-        "the source of the mount at {path} is a symbolic link or can't be bound",
+        "the source of mount {mount} ({place}) is a symbolic link or can't be bound",
         "Name the real file in the spec; grit-runtime does so for what it injects.",
     ),
     "mount-sharing": Reason(
@@ -293,8 +293,8 @@ REASONS = {
         "Two containers that share SysV segments can't be restored: use POSIX shared memory.",
     ),
     "image-empty": Reason(
-        "the folder holds no CRIU images, or a dump that did not end",
-        "Name the folder with inventory.img; make the checkpoint again if there is none.",
+        "an image that CRIU needs is not there: the folder is another one, or the dump did not end",
+        "Name the folder with inventory.img, and check it with `gritctl verify`.",
     ),
     "image-rejected": Reason(
         "CRIU could not read an image: {what}",
@@ -309,8 +309,8 @@ REASONS = {
         "Checkpoint without --lazy-pages.",
     ),
     "task-traced": Reason(
-        "CRIU could not stop a process: {what}",
-        "A debugger or tracer holds it: end it, then try again.",
+        "CRIU could not stop process {pid}: somebody else traces it or it is ending",
+        "End the debugger or tracer, then try again.",
     ),
     "seccomp-kernel": Reason(
         "the kernel can't suspend or dump seccomp filters: {what}",

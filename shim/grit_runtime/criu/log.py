@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from grit_runtime.checks import Refusal, refuse
-from grit_runtime.criu.symptoms import SYMPTOMS
+from grit_runtime.criu.symptoms import ANY, SYMPTOMS
 
 __all__ = ["SYMPTOMS", "WARNINGS", "Cause", "Line", "Log", "cause", "causes", "explain", "read", "refusal", "summary"]
 
@@ -28,6 +28,7 @@ STAGE = re.compile(r"^Running ([a-z-]+) scripts")
 HARMLESS = re.compile(
     r"rlimit: Can't setup RLIMIT_NOFILE for self|Unable to detach from|^Dumping FAILED|^Restoring FAILED"
     r"|Dump \w+ \(pid: \d+\) failed with -1|Can't check the link state|No such device.*link.*dump"
+    r"|cgroupd: recv req error|Unable to open fd=\d+ id=|^\d+ exited, status="
     r"|Unable to kill|Pre-dumping FAILED|Dumping pstree \(pid: \d+\) failed"
 )
 TASK = re.compile(r"Dumping task \(pid: (\d+) comm: (.*)\)$")
@@ -109,7 +110,7 @@ def read(path: str | os.PathLike[str]) -> Log:
             thing = f"fd {descriptor[2]}"
         elif text.startswith("-----"):
             thing = ""
-        if ERROR.match(text) or _telling(text):
+        if ERROR.match(text) or _telling(text, timed=bool(match and match["time"])):
             kept.append(Line(number, seconds, text, process, thing))
             failing = failing or not HARMLESS.search(text)
             if len(kept) > KEEP:
@@ -123,10 +124,14 @@ def causes(log: Log) -> list[Cause]:
     explained: set[int] = set()
     for pattern, reason in SYMPTOMS:
         for line in log.lines:
-            found = pattern.search(line.text) if line.number not in explained else None
+            if line.number in explained or HARMLESS.search(what(line)):
+                continue
+            found = pattern.search(line.text)
             if found:
                 explained.add(line.number)
                 facts = {name: value for name, value in found.groupdict().items() if value is not None}
+                if "path" in facts and reason.startswith(("file-", "shm-", "link-")):
+                    facts["path"] = "/" + facts["path"].lstrip("/")  # CRIU leaves the root out
                 result.setdefault(reason, Cause(reason, facts, line))
     return list(result.values())
 
@@ -182,9 +187,9 @@ def _kind(text: str, stage: str) -> str:
     return "restore" if stage in ("pre-restore", "setup-namespaces") or text.startswith("Restoring ") else ""
 
 
-def _telling(text: str) -> bool:
-    """Lines that aren't errors, and yet one of the known failures."""
-    return text.startswith(("Warn ", "cuda_plugin", "sk unix", "pie: ")) and any(p.search(text) for p, _ in SYMPTOMS)
+def _telling(text: str, *, timed: bool) -> bool:
+    """Lines that aren't CRIU's errors, and yet tell a known failure: warnings, and what other programs write."""
+    return (not timed or text.startswith(("Warn ", "cuda_plugin"))) and ANY.search(text) is not None
 
 
 def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
@@ -192,9 +197,10 @@ def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError as error:
         raise refuse("log-unreadable", path=path, error=error.strerror) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise refuse("log-unreadable", path=path, error="it is not a file")
     with os.fdopen(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise refuse("log-unreadable", path=path, error="it is not a file")
         number = 0
         whole = True
         while raw := file.readline(LONGEST):

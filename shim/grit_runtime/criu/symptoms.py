@@ -15,7 +15,7 @@ _ROWS = (
     (r"Mount (?P<mount>\d+):.*is autodetected external mount", "mount-autodetected"),
     (r"(?P<mount>\d+:\S+).*has unreachable sharing|has unreachable sharing", "mount-unreachable"),
     (r"(?P<mount>\d+:\S+) doesn't have a proper root mount", "mount-foreign"),
-    (r"Can't remount (?P<path>\S+) with MS_PRIVATE: Invalid argument", "mount-source-symlink"),
+    (r"Can't remount \S*/mnt-0*(?P<mount>\d+) with MS_PRIVATE: (?:Inv|No such)", "mount-source-symlink"),
     (r"mnt-v2: (?:Failed to|Can't) copy sharing", "mount-sharing"),
     (r"Can't stat mountpoint (?P<path>\S+)", "mountpoint-missing"),
     (r"create criu restore mount(?:point)? for (?P<path>\S+)", "mountpoint-refused"),
@@ -27,6 +27,7 @@ _ROWS = (
     (r"Can't dump that handle", "watch-handle"),
     (r"Can't find suitable path for handle \(dev (?P<device>\S+) ino (?P<inode>\w+)\)", "watch-path-gone"),
     (r"anon_inode:\[io_uring\]", "io-uring"),
+    (r"send_fds failed \(-22\)", "io-uring"),  # since Linux 6.7 such a descriptor can't be passed on
     (r"anon_inode:\[perf_event\]", "perf-event"),
     (r"anon_inode:\[userfaultfd\]", "userfaultfd"),
     (r"anon_inode:\[?bpf[-_](?:prog|link)", "bpf-program"),
@@ -42,6 +43,7 @@ _ROWS = (
     (r"Can't dump half of stream unix connection\. name: (?P<name>.*); peer", "unix-peer-outside"),
     (r"Can't dump half of stream unix connection", "unix-peer-outside"),
     (r"Can't get (?P<option>\d+:\d+) opt", "socket-option"),
+    (r"Unknown socket collected \((?P<protocol>family \d+)\)", "socket-unsupported"),
     (r"Unsupported socket (?P<protocol>(?:family|type): \d+)", "socket-unsupported"),
     (r"Can't dump ghost file (?P<path>.*) of (?P<size>\d+) size, increase limit", "ghost-too-large"),
     (r"Can't create link remap for (?P<path>.*?)\. Use", "link-remap-off"),
@@ -64,7 +66,7 @@ _ROWS = (
     (r"OS call failed or operation not supported on this OS", "cuda-os-call"),
     (r"no CUDA-capable device is detected|Failed to initialize NVML", "gpu-not-visible"),
     (r"cuda.*initialization error", "cuda-initialization"),
-    (r"device[-_ ]map.*invalid argument|cuda.*invalid argument", "cuda-map"),
+    (r"device[-_ ]map.*invalid argument|cuda-checkpoint.*invalid argument", "cuda-map"),
     (r"cuda.*out of memory|CUDA_ERROR_OUT_OF_MEMORY", "cuda-memory"),
     (r"cuda.*(?:not supported|CUDA_ERROR_NOT_SUPPORTED|\b801\b)", "cuda-unsupported"),
     (r"nvmlDeviceGetHandleByPciBusId.*(?:Not Found|failed)", "nccl-bus-id"),
@@ -77,10 +79,10 @@ _ROWS = (
     (r"Can't open file (?P<path>.*?)(?: on restore)?: No such file", "file-not-there"),
     (r"FPU feature required by image|CPU (?:instruction )?capabilities do not match run time", "cpu-features"),
     (r"mismatched lsm types and lsm profile specified|can't write lsm profile|lsm profile.*not found", "lsm-profile"),
-    (r"apparmor.*(?:not found|No such file)", "lsm-profile"),
+    (r"(?:[Aa]pp[Aa]rmor|SELinux).*(?:not found|No such file|not supported by kernel)", "lsm-profile"),
     (r"Unable to restore into an empty PID namespace", "pid-namespace-empty"),
     (r"Can't fork for (?P<pid>\d+): File exists", "pid-in-use"),
-    (r"Locking network failed|built without libnftables support|iptables-restore returned", "network-lock-failed"),
+    (r"Locking network failed|built without libnftables support|execvp\(.ip6?tables-restore", "network-lock-failed"),
     (r"has rseq but kernel lacks get_rseq_conf feature", "rseq-kernel"),
     (r"(?P<pid>\d+) killed by signal 11", "task-crashed"),
     (r"killed by signal 9", "task-killed"),
@@ -91,16 +93,17 @@ _ROWS = (
     (r"Can't find sysv shmem for", "ipc-left-out"),
     (r"No inventory\.img image|Unexpected EOF on \(empty-image\)", "image-empty"),
     (r"(?:Head m|M)agic doesn't match for (?P<path>\S+)|Unexpected EOF on (?P<file>\S+)", "image-rejected"),
-    (r"Img trimmed|Failed unpacking object|Not supported images version|Too old image", "image-rejected"),
+    (r"Read \d+ bytes while \d+ expected from|Img trimmed|Failed unpacking object", "image-rejected"),
+    (r"Not supported images version|Too old image", "image-rejected"),
     (r"Need to set the --tcp-close options", "tcp-close-needed"),
     (r"page-pipe: splice: Bad file descriptor", "lazy-pages"),
-    (r"[Uu]nable to (?:seize|attach|interrupt)|[Cc]an't seize|is already traced", "task-traced"),
-    (r"seccomp.*(?:not supported|suspending seccomp failed)|couldn't suspend seccomp", "seccomp-kernel"),
+    (r"Unable to interrupt task: (?P<pid>\d+) \(Operation not permitted\)", "task-traced"),
+    (r"suspending seccomp failed|couldn't suspend seccomp|seccomp filters not supported", "seccomp-kernel"),
     (r"No space left on device", "disk-full"),
     (r"Read-only file system", "disk-read-only"),
     (r"Error \(criu/cgroup\.c:\d+\): (?P<what>.*)", "cgroup-differs"),
     # what runtimes say
-    (r"criu failed: type \w+ errno 56|unrecognized option|unknown option", "criu-option-unknown"),
+    (r"criu failed: type \w+ errno 56|CRIU version check failed|unrecognized option", "criu-option-unknown"),
     (r"pull access denied|failed to pull|authorization failed", "base-image"),
     (r"criu failed: type NOTIFY errno 0", "criu-hook-failed"),
     # what CRIU logs when all is well, too
@@ -108,4 +111,6 @@ _ROWS = (
     (r"Could not find restore thread", "gpu-no-context"),
 )
 
+# Any of them: to pick a line out of a long log before the rows are tried one by one.
+ANY = re.compile("|".join(re.sub(r"\(\?P<\w+>", "(?:", pattern) for pattern, _ in _ROWS))
 SYMPTOMS: list[tuple[re.Pattern[str], str]] = [(re.compile(pattern), reason) for pattern, reason in _ROWS]

@@ -12,14 +12,14 @@ import json
 import os
 import re
 import shutil
-import stat
 import tarfile
 import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from grit_runtime import records
-from grit_runtime.checks import refuse
+from grit_runtime.checks import Refusal, refuse
+from grit_runtime.criu.imagefile import open_file
 
 SMALL = 64 << 20  # bytes of a file that is taken out of an archive; pages beyond that are only counted
 TOTAL = 1 << 30
@@ -84,12 +84,9 @@ def _folder(given: str, path: str) -> Place:
 def read_json(path: str) -> dict[str, Any]:
     """A JSON object; {} when there is none that can be read."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return {}
+        with open_file(path) as file:
             value = json.loads(file.read(SMALL))
-    except (OSError, ValueError, RecursionError):
+    except (Refusal, OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
