@@ -423,9 +423,10 @@ def _internal(
 
 def _flags(mount: ImageMount, live: Known, allow: Collection[str], plan: RestorePlan) -> None:
     """CRIU takes a mount's flags from the image: what the live spec makes read-only must be so there too."""
-    entry = live.entries.get(mount.mountpoint)
-    if entry is None:
-        return
+    top = next((top for top in live.cgroups if below(mount.mountpoint, top)), mount.mountpoint)
+    entry = live.entries.get(top)
+    if entry is None or (top in live.cgroups and mount.kind == "tmpfs"):
+        return  # of the tmpfs over the hierarchies of version 1 runc makes none read-only, only what is mounted in it
     wanted = {option for option in entry.get("options") or () if option in FLAGS}
     lacking = sorted(option for option in wanted if not (mount.flags | mount.super_flags) & FLAGS[option])
     if lacking:
