@@ -43,9 +43,11 @@ def container(node: Node, deb: Path) -> Iterator[Container]:
     try:
         yield found
     finally:
-        found.delete()
-        apt(node, "purge", "grit-runtime", check=False)
-        node.install(deb)
+        try:
+            found.delete()
+        finally:
+            apt(node, "purge", "grit-runtime", check=False)
+            node.install(deb)
 
 
 def apt(node: Node, *words: str, check: bool = True) -> str:
