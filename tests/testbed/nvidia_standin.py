@@ -62,17 +62,28 @@ def edit(path: str, mode: str) -> None:
         spec = json.load(file)
     environment = spec.get("process", {}).get("env") or []
     wanted = [entry.partition("=")[2] for entry in environment if entry.startswith("NVIDIA_VISIBLE_DEVICES=")]
-    if not wanted or wanted[-1] in ("", "void", "none"):
+    injects = bool(wanted) and wanted[-1] not in ("", "void", "none")
+    if not without_cpu(spec) and not injects:
         return
-    with open(FACTS) as file:
-        facts = json.load(file)
-    if mode == "legacy":
+    if injects and mode == "legacy":
         hook = {"path": "/usr/bin/nvidia-container-runtime-hook", "args": ["nvidia-container-runtime-hook", "prestart"]}
         spec.setdefault("hooks", {}).setdefault("prestart", []).append(hook)
-    else:
-        inject(spec, facts)
+    elif injects:
+        with open(FACTS) as file:
+            inject(spec, json.load(file))
     with open(path, "w") as file:
         json.dump(spec, file)
+
+
+def without_cpu(spec: dict) -> bool:  # type: ignore[type-arg]
+    """Nothing that NVIDIA's does: CRI gives each sandbox cpu shares, and a unified node has no controller for them where
+    its host keeps that one in version 1. True if they were there and are left out."""
+    try:
+        with open("/sys/fs/cgroup/cgroup.controllers") as file:
+            lacking = "cpu" not in file.read().split()
+    except FileNotFoundError:
+        return False
+    return lacking and ((spec.get("linux") or {}).get("resources") or {}).pop("cpu", None) is not None
 
 
 def inject(spec: dict, facts: dict) -> None:  # type: ignore[type-arg]

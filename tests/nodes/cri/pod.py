@@ -44,7 +44,11 @@ class Pod:
         }
         self.node.path(self.logs).mkdir(parents=True, exist_ok=True)
         self.node.write(f"{self.folder}/etc-hosts", f"127.0.0.1 localhost\n127.0.0.1 {name}\n")
-        answer = cri.call("RunPodSandbox", config=self.config, runtime_handler=handler)
+        try:
+            answer = cri.call("RunPodSandbox", config=self.config, runtime_handler=handler)
+        except CriError:
+            self._remove_groups()
+            raise
         self.id: str = answer["pod_sandbox_id"]
         self.containers: list[Container] = []
 
@@ -77,14 +81,15 @@ class Pod:
         """Ends and removes all of it, as the kubelet does with a pod that is gone."""
         self.cri.call("StopPodSandbox", pod_sandbox_id=self.id)
         self.cri.call("RemovePodSandbox", pod_sandbox_id=self.id)
-        self.node.run(["rmdir", *self._groups()], check=False)
+        self._remove_groups()
 
-    def _groups(self) -> list[str]:
-        """The pod's own cgroups, which are the kubelet's to make and to remove."""
+    def _remove_groups(self) -> None:
+        """The pod's own cgroups are the kubelet's to make and to remove; one that is left shows a leak."""
         wanted = self.config["linux"]["cgroup_parent"].strip("/")
         top = self.node.path("/sys/fs/cgroup")
         places = [(top, "/sys/fs/cgroup"), *((path, f"/sys/fs/cgroup/{path.name}") for path in top.iterdir())]
-        return [f"{inside}/{wanted}" for path, inside in places if (path / wanted).is_dir()]
+        found = [f"{inside}/{wanted}" for path, inside in places if (path / wanted).is_dir()]
+        self.node.run(["rmdir", *found], check=False)
 
 
 class Container:
