@@ -76,8 +76,8 @@ def edit(path: str, mode: str) -> None:
 
 
 def without_cpu(spec: dict) -> bool:  # type: ignore[type-arg]
-    """Nothing that NVIDIA's does: CRI gives each sandbox cpu shares, and a unified node has no controller for them where
-    its host keeps that one in version 1. True if they were there and are left out."""
+    """Nothing that NVIDIA's does: CRI gives each sandbox cpu shares, and a unified node has no controller for them
+    where its host keeps that one in version 1. True if they were there and are left out."""
     try:
         with open("/sys/fs/cgroup/cgroup.controllers") as file:
             lacking = "cpu" not in file.read().split()
