@@ -61,15 +61,15 @@ def _problems(folder: Path) -> Iterator[Refusal]:
             if name not in found:
                 broken = True
                 yield refuse("image-missing", path=os.path.join(folder, name), what="it isn't there")
-        if not broken:
-            yield from _pages(folder, found)
     except Refusal as problem:
+        broken = True
         yield problem
+    yield from _pages(folder, found, broken)
 
 
 def _frame(folder: Path, name: str) -> None:
-    """Walk through the entries of one file of a known kind; refuses what isn't right."""
-    if imagefile.kind(name):
+    """Walk through the entries of one file of a known kind; refuses what isn't right. Pagemaps are read by _pages."""
+    if imagefile.kind(name) not in ("", "pagemap", "pagemap-shmem"):
         for _ in imagefile.entries(os.path.join(folder, name)):
             pass
 
@@ -118,13 +118,23 @@ def _carried(mount: mountpoints.Mount) -> bool:
     return mount.kind == "tmpfs" and not mount.external and mount.root == "/" and mount.mountpoint != "/"
 
 
-def _pages(folder: Path, found: list[str]) -> Iterator[Refusal]:
-    """Compare the size of each pages file with what the pagemaps that name it promise."""
+def _pages(folder: Path, found: list[str], broken: bool) -> Iterator[Refusal]:
+    """Compare the size of each pages file with what the pagemaps that name it promise.
+
+    CRIU (4.2.1) doesn't: given fewer pages it restores for ever, and its log fills the disk.
+    """
     wanted: dict[int, int] = {}
     for name in found:
         if imagefile.kind(name) in ("pagemap", "pagemap-shmem"):
-            stored, _, number = tasks.stored_pages(folder, name[len("pagemap-") : -len(".img")])
-            wanted[number] = wanted.get(number, 0) + stored
+            try:
+                stored, _, number = tasks.stored_pages(folder, name[len("pagemap-") : -len(".img")])
+            except Refusal as problem:
+                broken = True
+                yield problem
+            else:
+                wanted[number] = wanted.get(number, 0) + stored
+    if broken:
+        return
     sizes = {number: _size(os.path.join(folder, f"pages-{number}.img")) for number in wanted}
     page = _page_size(folder, wanted, sizes)
     for number, pages in sorted(wanted.items()):

@@ -14,28 +14,28 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from grit_runtime.checks import Refusal, refuse
-from grit_runtime.criu.symptoms import ANY, SYMPTOMS
+from grit_runtime.criu.symptoms import SYMPTOMS, anything
 
 __all__ = ["SYMPTOMS", "WARNINGS", "Cause", "Line", "Log", "cause", "causes", "explain", "read", "refusal", "summary"]
 
 WARNINGS = ("gpu-plugin-off",)  # known lines that may stand in the log of a success
 KEEP = 200  # error lines
 LONGEST = 4096  # bytes of a line that are looked at
-LINE = re.compile(r"^(?:\((?P<time>\d+\.\d+)\))?\s*(?P<text>.*)$", re.DOTALL)
-ERROR = re.compile(r"^(?:pie: \d+: )?(?:\s*\d+: )?Error \((?P<where>[^)]*)\): ?(?P<what>.*)$", re.DOTALL)
-STAGE = re.compile(r"^Running ([a-z-]+) scripts")
+LINE = r"^(?:\((?P<time>\d+\.\d+)\))?\s*(?P<text>.*)$"
+ERROR = r"^(?:pie: \d+: )?(?:\s*\d+: )?Error \((?P<where>[^)]*)\): ?(?P<what>.*)$"
+STAGE = r"^Running ([a-z-]+) scripts"
 # Errors that CRIU logs and goes on after, or that only follow from an earlier one.
-HARMLESS = re.compile(
+HARMLESS = (
     r"rlimit: Can't setup RLIMIT_NOFILE for self|Unable to detach from|^Dumping FAILED|^Restoring FAILED"
     r"|Dump \w+ \(pid: \d+\) failed with -1|Can't check the link state|No such device.*link.*dump"
     r"|cgroupd: recv req error|Unable to open fd=\d+ id=|^\d+ exited, status="
     r"|Unable to kill|Pre-dumping FAILED|Dumping pstree \(pid: \d+\) failed"
 )
-TASK = re.compile(r"Dumping task \(pid: (\d+) comm: (.*)\)$")
-DESCRIPTOR = re.compile(r"^(\d+) fdinfo (\d+): ")
+TASK = r"Dumping task \(pid: (\d+) comm: (.*)\)$"
+DESCRIPTOR = r"^(\d+) fdinfo (\d+): "
 # Facts that a reason's text may want and that the line may leave out.
 UNTOLD = {
-    "place": "its log doesn't tell its name",
+    "place": "the log doesn't tell its name",
     "mount": "of the container",
     "name": "without a name",
     "kind": "unknown",
@@ -75,7 +75,7 @@ class Log(NamedTuple):
     @property
     def errors(self) -> list[Line]:
         """The error lines that say something, in their order."""
-        return [line for line in self.lines if ERROR.match(line.text) and not HARMLESS.search(what(line))]
+        return [line for line in self.lines if re.match(ERROR, line.text) and not re.search(HARMLESS, what(line))]
 
 
 class Cause(NamedTuple):
@@ -91,28 +91,29 @@ def read(path: str | os.PathLike[str]) -> Log:
     kind = version = kernel = stage = process = thing = ""
     finished, failing, seconds = False, False, 0.0
     kept: list[Line] = []
+    known = anything()
     for number, raw in _lines(path):
-        match = LINE.match(raw)
+        match = re.match(LINE, raw)
         text = match["text"] if match else raw
         seconds = float(match["time"]) if match and match["time"] else seconds
         if text.startswith("Version: "):
             version = text[9:].split(" ")[0]
         elif text.startswith("Running on "):
             kernel = text[11:]
-        elif (found := STAGE.match(text)) and not failing:
+        elif (found := re.match(STAGE, text)) and not failing:
             stage = found[1]
         elif text.startswith(("Dumping finished successfully", "Restore finished successfully", "Writing stats")):
             finished = True
         kind = kind or _kind(text, stage)
-        if task := TASK.search(text):
+        if task := re.search(TASK, text):
             process, thing = f"{task[1]} ({task[2]})", ""
-        elif descriptor := DESCRIPTOR.match(text):
+        elif descriptor := re.match(DESCRIPTOR, text):
             thing = f"fd {descriptor[2]}"
         elif text.startswith("-----"):
             thing = ""
-        if ERROR.match(text) or _telling(text, timed=bool(match and match["time"])):
+        if re.match(ERROR, text) or _telling(known, text, timed=bool(match and match["time"])):
             kept.append(Line(number, seconds, text, process, thing))
-            failing = failing or not HARMLESS.search(text)
+            failing = failing or not re.search(HARMLESS, what(kept[-1]))
             if len(kept) > KEEP:
                 del kept[KEEP // 2]  # the first ones tell the cause, the last ones how it ended
     return Log(os.fspath(path), kind, version, kernel, stage, seconds, finished, kept)
@@ -124,9 +125,9 @@ def causes(log: Log) -> list[Cause]:
     explained: set[int] = set()
     for pattern, reason in SYMPTOMS:
         for line in log.lines:
-            if line.number in explained or HARMLESS.search(what(line)):
+            if line.number in explained or re.search(HARMLESS, what(line)):
                 continue
-            found = pattern.search(line.text)
+            found = re.search(pattern, line.text)
             if found:
                 explained.add(line.number)
                 facts = {name: value for name, value in found.groupdict().items() if value is not None}
@@ -176,7 +177,7 @@ def explain(known: Cause, **more: object) -> Refusal:
 
 def what(line: Line) -> str:
     """The line's message, without `Error (file:line)`."""
-    found = ERROR.match(line.text)
+    found = re.match(ERROR, line.text)
     return (found["what"] if found else line.text).strip()
 
 
@@ -187,9 +188,9 @@ def _kind(text: str, stage: str) -> str:
     return "restore" if stage in ("pre-restore", "setup-namespaces") or text.startswith("Restoring ") else ""
 
 
-def _telling(text: str, *, timed: bool) -> bool:
+def _telling(known: re.Pattern[str], text: str, *, timed: bool) -> bool:
     """Lines that aren't CRIU's errors, and yet tell a known failure: warnings, and what other programs write."""
-    return (not timed or text.startswith(("Warn ", "cuda_plugin"))) and ANY.search(text) is not None
+    return (not timed or text.startswith(("Warn ", "cuda_plugin"))) and known.search(text) is not None
 
 
 def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:

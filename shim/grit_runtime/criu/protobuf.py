@@ -17,6 +17,7 @@ from grit_runtime.checks import Refusal, refuse
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 NUMBERS = (1 << 29) - 1  # the largest field number
 BITS = (1 << 64) - 1
+LONGEST = 10  # bytes of a number of 64 bits
 
 Value = int | bytes
 
@@ -143,14 +144,21 @@ def decode(data: bytes, where: str, offset: int = 0) -> Message:
     at, end = 0, len(data)
     while at < end:
         start = at
-        key, at = _varint(data, at, where, offset)
+        # Most numbers are one byte long; images have hundreds of thousands of them.
+        if (key := data[at]) < 0x80:
+            at += 1
+        else:
+            key, at = _varint(data, at, where, offset)
         number, wire = key >> 3, key & 7
         if not 1 <= number <= NUMBERS:
             raise malformed(where, offset + start, f"no field has the number {number}")
         value: Value
         begin = at
         if wire == VARINT:
-            value, at = _varint(data, at, where, offset)
+            if at < end and (value := data[at]) < 0x80:
+                at += 1
+            else:
+                value, at = _varint(data, at, where, offset)
         elif wire == BYTES:
             length, begin = _varint(data, at, where, offset)
             at = begin + length
@@ -183,12 +191,10 @@ def malformed(where: str, offset: int, what: str) -> Refusal:
 
 def _varint(data: bytes, at: int, where: str, offset: int) -> tuple[int, int]:
     """The number at `at` in `data`, and where the next thing starts."""
-    result = 0
-    for shift in range(0, 70, 7):
-        if at + shift // 7 >= len(data):
-            break
-        byte = data[at + shift // 7]
+    result = shift = 0
+    for byte in data[at : at + LONGEST]:
         result |= (byte & 0x7F) << shift
+        shift += 7
         if byte < 0x80:
-            return result & BITS, at + shift // 7 + 1
+            return result & BITS, at + shift // 7
     raise malformed(where, offset + at, "a number without an end")

@@ -3,13 +3,15 @@
 One row: what to look for in a line, and the reason's name (its text and remedy are in checks/). Named groups become
 facts of the reason. The first row that any line matches wins, so the particular comes before the general, and what
 CRIU also logs when all is well comes last. Wordings are those of CRIU 4.1 and 4.2.
+
+They are compiled when a log is read: a checkpoint or restore that goes well doesn't pay for them.
 """
 
 from __future__ import annotations
 
 import re
 
-_ROWS = (
+SYMPTOMS: list[tuple[str, str]] = [
     # mounts
     (r"No mapping for (?P<mount>\d+):.* mountpoint", "mount-unmapped"),
     (r"Mount (?P<mount>\d+):.*is autodetected external mount", "mount-autodetected"),
@@ -109,8 +111,9 @@ _ROWS = (
     # what CRIU logs when all is well, too
     (r"CUDA plugin is disabled|Disabling CUDA plugin", "gpu-plugin-off"),
     (r"Could not find restore thread", "gpu-no-context"),
-)
+]
 
-# Any of them: to pick a line out of a long log before the rows are tried one by one.
-ANY = re.compile("|".join(re.sub(r"\(\?P<\w+>", "(?:", pattern) for pattern, _ in _ROWS))
-SYMPTOMS: list[tuple[re.Pattern[str], str]] = [(re.compile(pattern), reason) for pattern, reason in _ROWS]
+
+def anything() -> re.Pattern[str]:
+    """Any of them: to pick a line out of a long log before the rows are tried one by one."""
+    return re.compile("|".join(re.sub(r"\(\?P<\w+>", "(?:", pattern) for pattern, _ in SYMPTOMS))
