@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
 from grit_runtime.ctl import containerd, toml
 from grit_runtime.ctl.containerd import File
 
+from tests.nodes.cri import Cri, Pod
+from tests.nodes.cri.messages import RUNNING
 from tests.testbed import Node
 
 MAIN = "/etc/containerd/config.toml"
@@ -94,6 +97,38 @@ def test_the_daemon_starts_with_it(untouched: Node) -> None:
         assert status["cri"] == "ok" and status.get("runtime", "ok") == "ok", node.containerd_log()[-3000:]
     finally:
         node.path(MAIN).write_bytes(before)
+        node.restart_containerd()
+
+
+def test_a_pod_runs_through_the_handler_that_was_installed(node_a: Node) -> None:
+    """On node A: on B runc can't set the cpu weight that the CRI gives every sandbox, as cpu stays with version 1."""
+    node = node_a
+    before = node.path(MAIN).read_text()
+    plugin = containerd.PLUGIN[int(toml.loads(before)["version"])]
+    mine = ["plugins", plugin, "containerd", "runtimes", "grit"]
+    node.write(MAIN, toml.without_table(File(MAIN, before), mine))
+    assert "grit" not in seen(node)
+    node.run(["gritctl", "install"])
+    try:
+        node.restart_containerd()
+        pod = Pod(Cri(node), "installed", annotations={"grit.dev/note": "from the pod", "other/note": "no"})
+        try:
+            notes = {"grit.dev/mine": "1", "other/mine": "no"}
+            command = ["tail", "-f", "/dev/null"]
+            container = pod.start("main", image="busybox", command=command, restarts=0, annotations=notes)
+            assert container.status()["state"] == RUNNING
+            bundle = node.path(f"/run/containerd/io.containerd.runtime.v2.task/k8s.io/{container.id}")
+            found = json.loads((bundle / "config.json").read_text())["annotations"]
+            assert found["org.criu.config"] == "/usr/share/grit-runtime/criu.conf", "it went through grit-runtime"
+            assert (found["grit.dev/note"], found["grit.dev/mine"]) == ("from the pod", "1")
+            assert found["io.kubernetes.container.restartCount"] == "0"
+            assert not any(name.startswith("other/") for name in found)
+        finally:
+            pod.remove()
+            pod.cri.close()
+    finally:
+        node.run(["gritctl", "uninstall"])
+        node.path(MAIN).write_text(before)
         node.restart_containerd()
 
 

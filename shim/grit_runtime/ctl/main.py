@@ -23,7 +23,7 @@ COMMANDS = {
     "logs": ("logs", "List or print the kept logs of checkpoints and restores."),
     "recover": ("recover", "Undo what an operation that died has left behind."),
     "doctor": ("doctor", "Say whether this node is ready."),
-    "gpu-test": ("gpu_test", "Suspend and resume a small process on each GPU."),
+    "gpu-test": ("gpu_test", "Checkpoint and restore GPU memory, and compare it."),
     "install": ("install", "Add the runtime handler to what runs containers here."),
     "uninstall": ("uninstall", "Take back what install has done."),
 }
