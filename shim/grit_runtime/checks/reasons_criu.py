@@ -166,10 +166,6 @@ REASONS = {
         "the container's terminal belongs to a session outside of it",
         "Run it without a terminal, or checkpoint through grit-runtime.",
     ),
-    "pidfd-thread": Reason(
-        "a process holds a pidfd of a thread (PIDFD_THREAD), which CRIU can't dump",
-        "Close it before the checkpoint.",
-    ),
     # of GPUs
     "plugin-missing": Reason(
         "the image was made with CRIU's plugin {plugin}, which this node lacks",
