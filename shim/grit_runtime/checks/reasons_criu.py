@@ -27,10 +27,6 @@ REASONS = {
         "Make a full checkpoint (without --parent-path); an incremental one can't be moved alone.",
     ),
     # the program and its configuration
-    "criu-check": Reason(
-        "`criu check` isn't content with this node: {what}",
-        "Run `criu check` as root; the kernel needs CONFIG_CHECKPOINT_RESTORE.",
-    ),
     "criu-missing": Reason(
         "CRIU is not installed on this node",
         "Install the package criu (4.1 or newer; on kernel 6.16 and newer 4.2).",
@@ -100,10 +96,6 @@ REASONS = {
     "nvidia-legacy-hook": Reason(
         "NVIDIA's prestart hook ran on restore before /proc was mounted",
         "Set the toolkit's mode to cdi; the legacy mode can't be restored.",
-    ),
-    "file-overmounted": Reason(
-        "the open file {path} lies below another mount",
-        "Close it, or mount before the program starts.",
     ),
     "mount-binfmt": Reason(
         "the container sees the host's binfmt_misc, which CRIU may not read",

@@ -23,7 +23,7 @@ SYMPTOMS: list[tuple[str, str]] = [
     (r"create criu restore mount(?:point)? for (?P<path>\S+)", "mountpoint-refused"),
     (r"nvidia-container-cli.*mount error.*proc/driver/nvidia", "nvidia-legacy-hook"),
     (r"Can't lookup mount=-?\d+ for fd=(?P<fd>-?\d+) path=(?P<path>.*)", "file-outside"),
-    (r"Open files on overmounted mounts are not supported yet; .*path=(?P<path>.*)", "file-overmounted"),
+    (r"Open files on overmounted mounts are not supported yet; .*path=(?P<path>.*)", "file-covered"),
     (r"binfmt_misc.*(?:EPERM|Operation not permitted)", "mount-binfmt"),
     # file descriptors and what is behind them
     (r"Can't dump that handle", "watch-handle"),
@@ -56,7 +56,7 @@ SYMPTOMS: list[tuple[str, str]] = [
     (r"Can't dump file (?P<fd>\d+) of that type \[\d+\] \((?P<kind>.*)\)", "descriptor-unsupported"),
     (r"Some file locks are hold by dumping tasks", "file-locks-held"),
     (r"Don't have tty to inherit session|is not a session leader\. Consider using --shell-job", "terminal-foreign"),
-    (r"A session leader of .*?(?P<process>\d+)\(\d+\) is outside of its pid namespace", "terminal-outside"),
+    (r"A session leader of .*?(?P<process>\d+)\(\d+\) is outside of its pid namespace", "session-outside"),
     (r"doesn't live in IPC ns", "sysv-host"),
     (r"pidfd pid (?P<target>-?\d+) is not a part of process tree", "pidfd"),
     (r"PIDFD_THREAD flag is currently not supported", "pidfd-thread"),
