@@ -37,6 +37,8 @@ GOOD = Facts(
     folders=[Folder("/var/lib/grit", 500 << 30, True)],
     missing=[],
     pending=[],
+    libcriu=False,
+    capabilities=(1 << 41) - 1,
 )
 
 
@@ -78,6 +80,8 @@ def test_a_good_node_has_nothing_to_say_against() -> None:
         ({"pending": ["/run/grit-runtime/op/x"]}, "recovery-needed", "bad"),
         ({"targets": [Target("containerd", "/e", Edit("/e", "", "x", []))]}, "handler-missing", "warn"),
         ({"targets": [Target("containerd", "/e", None, refuse("handler-name", name="x"))]}, "handler-name", "warn"),
+        ({"low": Flavour("crun", (1, 21))}, "libcriu-missing", "bad"),
+        ({"capabilities": (1 << 24) - 1}, "rights-missing", "warn"),
         ({"root": False}, "not-root", "unknown"),
     ],
 )
@@ -109,6 +113,7 @@ def test_facts_are_read_as_their_sources_write_them() -> None:
     closed = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC 2024\n"
     assert facts.driver_version(open_module) == "580.95.05" and facts.driver_version(closed) == "535.183.01"
     assert facts.driver_version("GCC version: 12.2.0 \n") == ""
+    assert facts.capabilities("Name:\tx\nCapEff:\t000001fffeffffff\n") == 0x1FFFEFFFFFF
     assert facts.chosen("always [madvise] never\n") == "madvise"
     csv = "NVIDIA H100 80GB HBM3, 81559, Enabled, Disabled\nTesla T4, 15360, Disabled, [N/A]\nbroken\n"
     assert facts.gpus(csv) == [

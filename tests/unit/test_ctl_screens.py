@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from grit_runtime import journal, records
-from grit_runtime.ctl import logs, table
+from grit_runtime import journal, process, records
+from grit_runtime.ctl import logs, recover, table
 from grit_runtime.ctl.main import main
 
 SHIM = Path(__file__).parents[2] / "shim"
@@ -107,6 +108,7 @@ def test_logs(kept: list[str]) -> None:
 
 def test_recover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "RUN", str(tmp_path))
+    monkeypatch.setattr(recover, "SETTLE", 0)
     assert "Nothing to recover" in CliRunner().invoke(main, ["recover"]).output
     left = tmp_path / "scratch"
     left.mkdir()
@@ -117,6 +119,14 @@ def test_recover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert dry.exit_code == 0 and "dump-c1-1" in dry.output and "to undo" in dry.output and left.exists()
     done = CliRunner().invoke(main, ["recover"])
     assert done.exit_code == 0 and "undone" in done.output and not left.exists() and not Path(book.folder).exists()
+    # a marker of a container that is gone goes; one of a process that lives, or that is being written, stays
+    (tmp_path / "held").mkdir()
+    pid = os.getpid()
+    for name, started in (("gone", "0"), ("here", process.started(pid))):
+        (tmp_path / "held" / name).write_text(json.dumps({"pid": pid, "started": started}))
+    (tmp_path / "held" / "new").write_text("{")
+    assert CliRunner().invoke(main, ["recover"]).exit_code == 0
+    assert sorted(os.listdir(tmp_path / "held")) == ["here", "new"]
     (tmp_path / "op" / "broken-2").mkdir()
     (tmp_path / "op" / "broken-2" / "journal").write_text("{nonsense\n")
     failed = CliRunner().invoke(main, ["recover"])

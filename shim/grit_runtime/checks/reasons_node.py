@@ -78,6 +78,10 @@ REASONS = {
         "criu check says: {what}",
         "Load what it misses, or install a CRIU that fits this kernel.",
     ),
+    "libcriu-missing": Reason(
+        "crun needs libcriu.so.2 for checkpoint and restore, and this node has none",
+        "Install the package libcriu2.",
+    ),
     "criu-kernel": Reason(
         "CRIU {version} can't dump inet sockets on kernel {kernel}, which is 6.16 or newer",
         "Install CRIU 4.2 or newer, on Debian 13 for example from testing.",
@@ -103,7 +107,7 @@ REASONS = {
         "Run 'chown root {path}; chmod go-w {path}': whoever writes there can become root.",
     ),
     "recovery-needed": Reason(
-        "{count} operations died and left something to undo",
+        "operations that died have left something to undo ({count})",
         "Run gritctl recover.",
     ),
     "part-missing": Reason(

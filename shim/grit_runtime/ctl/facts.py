@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import shutil
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from grit_runtime import chain, journal, settings
+from grit_runtime import chain, settings
 from grit_runtime.checks import Refusal
 from grit_runtime.criu import features
-from grit_runtime.ctl import proof, targets, toml
+from grit_runtime.ctl import proof, recover, targets, toml
 from grit_runtime.ctl.changes import read
 from grit_runtime.ctl.containerd import File, Handler
 
@@ -69,6 +70,8 @@ class Facts(NamedTuple):
     folders: list[Folder]
     missing: list[str]
     pending: list[str]
+    libcriu: bool
+    capabilities: int  # CapEff, a bit for each of capability.h
 
 
 def gather() -> Facts:
@@ -94,7 +97,9 @@ def gather() -> Facts:
         folders=[folder for folder in map(_folder, [*used.restore.roots, "/var/lib/grit-runtime"]) if folder],
         missing=[path for path in PARTS if not os.path.exists(path)]
         + [f"the Python module {name}" for name in MODULES if not find_spec(name)],
-        pending=journal.pending() if os.geteuid() == 0 else [],
+        pending=recover.dead_operations() + recover.dead_markers() if os.geteuid() == 0 else [],
+        libcriu=bool(glob.glob("/usr/lib/*/libcriu.so.2") + glob.glob("/usr/lib*/libcriu.so.2")),
+        capabilities=capabilities(read("", "/proc/self/status") or ""),
     )
 
 
@@ -102,6 +107,12 @@ def driver_version(text: str) -> str:
     """The version in /proc/driver/nvidia/version: its line NVRM names the module, then the number."""
     found = re.search(r"^NVRM version:.*?\s(\d+(?:\.\d+)+)\s", text, re.MULTILINE)
     return found[1] if found else ""
+
+
+def capabilities(text: str) -> int:
+    """CapEff of a /proc/PID/status; 0 if it isn't there."""
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", text, re.MULTILINE)
+    return int(found[1], 16) if found else 0
 
 
 def chosen(text: str) -> str:

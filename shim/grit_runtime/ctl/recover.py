@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 
 import click
 
-from grit_runtime import journal
+from grit_runtime import journal, process
 from grit_runtime.checks import refuse
 from grit_runtime.ctl import table
+
+SETTLE = 0.5  # s; an operation that begins has a folder some milliseconds before it has an owner
 
 
 @click.command()
@@ -20,7 +24,8 @@ def command(dry_run: bool, as_json: bool) -> None:
     An operation undoes its steps itself when it fails, and a guardian does when it is killed. Only when the guardian
     was killed too is something left for this command. Exits with 1 if a step could not be undone; it stays on record.
     """
-    found = [_recover(folder, dry_run) for folder in journal.pending()]
+    found = [_recover(folder, dry_run) for folder in dead_operations()]
+    found += [_release(path, dry_run) for path in dead_markers()]
     bad = sum(bool(operation["problems"]) for operation in found)
     if as_json:
         table.show_json("recover", {"operations": found})
@@ -30,6 +35,40 @@ def command(dry_run: bool, as_json: bool) -> None:
         table.show(table.table([_row(operation, dry_run) for operation in found], ("operation", "", "steps")))
     if bad:
         raise refuse("recover-failed", count=bad)
+
+
+def dead_operations() -> list[str]:
+    """Folders of operations that nobody works on."""
+    first = journal.pending()
+    if first:
+        time.sleep(SETTLE)
+    return [folder for folder in journal.pending() if folder in first]
+
+
+def dead_markers() -> list[str]:
+    """Markers of containers that waited for their start and whose first process is gone."""
+    folder = f"{journal.RUN}/held"
+    found = []
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+        try:
+            with open(f"{folder}/{name}", encoding="utf-8") as file:
+                facts = json.load(file)
+            if process.started(int(facts["pid"])) != facts["started"]:
+                found.append(f"{folder}/{name}")
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # it is being written or removed
+    return found
+
+
+def _release(path: str, dry_run: bool) -> dict[str, object]:
+    """Remove a marker; as _recover."""
+    problems = []
+    try:
+        if not dry_run:
+            os.unlink(path)
+    except OSError as error:
+        problems.append(str(error))
+    return {"operation": os.path.basename(path), "folder": path, "steps": ["release"], "problems": problems}
 
 
 def _recover(folder: str, dry_run: bool) -> dict[str, object]:

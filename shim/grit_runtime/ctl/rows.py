@@ -13,6 +13,7 @@ from grit_runtime.ctl import table, targets
 from grit_runtime.ctl.facts import Facts
 
 GIB = 1 << 30
+CAP_SYS_RESOURCE = 24  # linux/capability.h
 
 
 class Row(NamedTuple):
@@ -66,6 +67,8 @@ def low_row(facts: Facts) -> list[Row]:
     """runc or crun."""
     if isinstance(facts.low, Refusal):
         return [] if isinstance(facts.next, Refusal) else [_as("runtime", "bad", facts.low)]
+    if facts.low.name == "crun" and not facts.libcriu:
+        return [_as("runtime", "bad", refuse("libcriu-missing"))]
     if facts.low.name == "unknown":
         return [Row("runtime", "unknown", "the runtime at the chain's end is neither runc nor crun")]
     return [Row("runtime", "ok", f"{facts.low.name} {features.as_text(facts.low.version)}")]
@@ -111,6 +114,13 @@ def kernel_row(facts: Facts) -> list[Row]:
             wanted = ".".join(map(str, needed))
             return [_as("kernel", level, refuse("kernel-old", kernel=facts.kernel, what=what, needed=wanted))]
     return [Row("kernel", "ok", facts.kernel)]
+
+
+def rights_row(facts: Facts) -> list[Row]:
+    """CAP_SYS_RESOURCE, which root in a container or a small virtual machine may lack."""
+    if facts.root and not facts.capabilities >> CAP_SYS_RESOURCE & 1:
+        return [_as("rights", "warn", refuse("rights-missing"))]
+    return []
 
 
 def network_row(facts: Facts) -> list[Row]:
@@ -205,7 +215,7 @@ def pending_row(facts: Facts) -> list[Row]:
 
 CHAIN = (chain_row, low_row)
 HANDLERS = (handler_rows,)
-NODE = (kernel_row, criu_row, network_row)
+NODE = (kernel_row, rights_row, criu_row, network_row)
 NVIDIA = (driver_row, toolkit_row, gpu_rows, huge_pages_row)
 OWN = (folder_rows, pending_row)
 
