@@ -94,6 +94,11 @@ def mark_used(spec: dict[str, Any], wanted: Wish, marks: str = MARKS) -> None:
     _mark(spec, f"used {wanted.path}", marks)
 
 
+def marked(sandbox: str, marks: str = MARKS) -> bool:
+    """Whether there are marks of the pod whose sandbox has this ID; the entry asks so too."""
+    return _component(sandbox) and os.path.isdir(os.path.join(marks, sandbox))
+
+
 def forget(sandbox: str, marks: str = MARKS) -> None:
     """Undoes all marks of a pod: when its sandbox is deleted."""
     import shutil

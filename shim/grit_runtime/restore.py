@@ -20,6 +20,7 @@ from grit_runtime import (
     mounts,
     network,
     nvidia,
+    pids,
     process,
     stages,
     view,
@@ -29,7 +30,7 @@ from grit_runtime import spec as specs
 from grit_runtime.argv import Call
 from grit_runtime.beneath import open_in_root
 from grit_runtime.checks import Refusal, refuse
-from grit_runtime.criu import complete, config, features, log, mountpoints, openfiles
+from grit_runtime.criu import complete, config, features, inventory, log, mountpoints, openfiles
 from grit_runtime.journal import RUN, Journal
 from grit_runtime.recording import Recording
 from grit_runtime.settings import Settings
@@ -62,6 +63,7 @@ class Restore:
             if name not in (layer.NAME, layer.SHM_NAME):  # these may stand beside the images
                 raise refuse("image-changed", name=name, path=self.source.images, what=what)
         complete.complete(self.source.images)
+        self._find_pids_free()
         if self.manifest["container"].get("terminal") and not self.call.option("--console-socket"):
             raise refuse("terminal-needs-console", id=self.call.id)
 
@@ -73,6 +75,14 @@ class Restore:
                 raise
             return False
         return True
+
+    def _find_pids_free(self) -> None:
+        known = live.namespaces(self.spec)
+        if not known.own("pid"):  # a pod's, or the node's
+            wanted = pids.needed(inventory.processes(self.source.images))
+            clash = pids.first_clash(wanted, pids.taken(known.paths.get("pid") or "/proc/self/ns/pid"))
+            if clash is not None:
+                raise refuse("pid-in-use", pid=clash)
 
     def make_spec(self) -> None:
         """The live spec as it must be for these images: injected, sources real, the image's mounts found in it."""

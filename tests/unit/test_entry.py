@@ -149,6 +149,14 @@ def test_a_held_container_is_work_and_no_other(world: World, root: str) -> None:
         assert world.call("--root", "/other", command, "x").returncode == 7
 
 
+def test_the_end_of_a_sandbox_with_marks_is_work(world: World) -> None:
+    world.no_python()
+    (world.run / "used" / "pod").mkdir(parents=True)
+    assert "config-unknown-key" in world.call("--root", "/a", "delete", "pod").stderr
+    for call in (["delete", "other"], ["state", "pod"], ["kill", "pod"], ["delete"]):
+        assert world.call("--root", "/a", *call).returncode == 7
+
+
 def test_the_note_of_the_next_runtime_is_kept_up(world: World) -> None:
     (world.run / "next").unlink()
     assert world.call("state", "x").returncode == 7
