@@ -7,7 +7,8 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from grit_runtime import mounts
+from grit_runtime import cgroup, mounts
+from grit_runtime.checks import Refusal
 from grit_runtime.look import proc, sockets
 from grit_runtime.look.facts import NO_FD, Device, File, Lock, Look, Outside, Place, Process, Shared, Special
 
@@ -255,9 +256,17 @@ def _strays(init: int, pids: set[int]) -> list[tuple[int, str]]:
                 name, state = proc.stat(proc.read(f"/proc/{pid}/stat"))[:2]
             except OSError:
                 continue
-            if state not in "ZX":
+            # one that the container has forked since its processes were listed is no stranger
+            if state not in "ZX" and not _same_group(pid, init):
                 found.append((pid, name))
     return found
+
+
+def _same_group(pid: int, init: int) -> bool:
+    try:
+        return mounts.below(cgroup.of(pid).path, cgroup.of(init).path)
+    except (OSError, Refusal):
+        return True  # it is gone
 
 
 def _shared(segments: Sequence[tuple[int, int]]) -> list[Shared]:
