@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from grit_runtime.checks import refuse
 
@@ -27,6 +27,8 @@ CAPABILITIES = (
 MASKED = ["/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
           "/proc/timer_stats", "/proc/sched_debug", "/sys/firmware", "/proc/scsi"]  # fmt: skip
 READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
+
+Made = TypeVar("Made", bound="Trial")
 
 
 class Done(NamedTuple):
@@ -86,7 +88,8 @@ class Trial:
     system below it. `close` removes all of it.
 
     `program`: probe.py's arguments after its folder. `python`: what runs it in the container. `lower`: the file system
-    that the container sees, this node's own; it can't be an overlay itself, for CRIU finds no files there.
+    that the container sees, this node's own; it can't be an overlay itself, for CRIU finds no files there. `edit`: a
+    last change to the spec.
     """
 
     def __init__(
@@ -99,12 +102,13 @@ class Trial:
         python: str = "python3",
         environment: Mapping[str, str] | None = None,
         lower: str = "/",
+        edit: Callable[[dict[str, Any]], dict[str, Any]] = lambda made: made,
         mounts: Sequence[Mapping[str, Any]] = (),
         limit: int = 0,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.folder, self.name, self.runtime, self.say = Path(folder), name, list(runtime), say
-        self.lower = lower
+        self.lower, self.edit = lower, edit
         self.python, self.program, self.limit, self.mounts = python, list(program), limit, list(mounts)
         self.environment = {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -122,7 +126,7 @@ class Trial:
             self.folder.rmdir()
             raise
 
-    def __enter__(self) -> Trial:
+    def __enter__(self: Made) -> Made:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -139,7 +143,7 @@ class Trial:
         arguments = ["/bin/sh", "-c", f"exec {words} </dev/null >/{FOLDER}/output 2>&1"]
         made = spec(str(place / "rootfs"), self.name, arguments, self.environment, self.limit)
         made["mounts"] += self.mounts
-        (place / "config.json").write_text(json.dumps(made))
+        (place / "config.json").write_text(json.dumps(self.edit(made)))
         self.bundles.append(place)
         return place
 
