@@ -104,6 +104,7 @@ def test_logs(kept: list[str]) -> None:
     assert [o["record"]["result"] for o in told["operations"]] == ["refused", "ok"] and told["kind"] == "logs"
     assert CliRunner().invoke(main, ["logs", "abc1", "-n", "3"]).exit_code == 1
     assert logs.when("nonsense") == "nonsense"
+    assert logs.short("0123456789abcdef" * 4) == "0123456789ab" and logs.short("0123456789abcdef") == "0123456789abcdef"
 
 
 def test_recover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,7 @@ def listed(found: list[records.Kept]) -> list[str]:
         rows.append(
             [
                 when(kept.when),
-                kept.container,
+                short(kept.container),
                 kept.operation,
                 table.Cell(result, RESULTS.get(result, "")),
                 f"{seconds:.1f} s" if isinstance(seconds, (int, float)) else "",
@@ -67,6 +67,11 @@ def listed(found: list[records.Kept]) -> list[str]:
             ]
         )
     return table.table(rows, ("when", "container", "what", "result", "took", "reason"), right=[4]) if rows else []
+
+
+def short(container: str) -> str:
+    """An id of 64 hexadecimal digits as everybody shortens them, to 12; any other as it is."""
+    return container[:12] if re.fullmatch(r"[0-9a-f]{64}", container) else container
 
 
 def print_one(kept: records.Kept) -> Iterator[str]:
