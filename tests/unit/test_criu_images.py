@@ -9,7 +9,7 @@ import pytest
 from grit_runtime.checks import Refusal
 from grit_runtime.criu import images
 from grit_runtime.criu.imagefile import entries, rewrite
-from grit_runtime.criu.protobuf import Message
+from grit_runtime.criu.protobuf import Message, encode_varint
 
 from tests.unit import criu_images
 
@@ -42,6 +42,19 @@ def test_the_tree_of_processes(folder: str) -> None:
     # CAP_CHOWN 0, CAP_KILL 5, CAP_NET_BIND_SERVICE 10
     assert one.capabilities == images.Capabilities(0, 1 << 0 | 1 << 5 | 1 << 10, 1057, 1057, 0)
     assert tasks[0].limits[7] == (512, 1024)  # RLIMIT_NOFILE
+
+
+def test_capabilities_beyond_the_first_32(folder: str) -> None:
+    def raised(entry: Message) -> Message:
+        thread = entry.message(5)
+        creds = thread.message(10) if thread else None
+        assert thread and creds
+        # CAP_CHECKPOINT_RESTORE is 40: bit 8 of the second word
+        packed = creds.replaced(11, encode_varint(1 << 5) + encode_varint(1 << 8))
+        return entry.replaced(5, thread.replaced(10, packed.encode()).encode())
+
+    change(folder, "core-7.img", raised)
+    assert images.capabilities(folder)[7].effective == 1 << 5 | 1 << 40
 
 
 def test_mounts_keys_and_masks(folder: str) -> None:
@@ -115,6 +128,15 @@ def test_sockets(tmp_path: Path) -> None:
     (socket,) = images.sockets(folder)
     assert (socket.state, socket.peer, socket.peer_port) == ("established", "10.0.0.7", 99)
     assert [problem for problem, _ in reasons(folder)] == ["image-missing"]  # its queues: tcp-stream-*.img
+
+    def mapped(entry: Message) -> Message:
+        inner = entry.message(4)
+        parts = (b"\0" * 4, b"\0" * 4, b"\0\0\xff\xff", bytes([10, 0, 0, 8]))
+        words = b"".join(encode_varint(int.from_bytes(part, "little")) for part in parts)
+        return entry.replaced(4, inner.replaced(3, 10).replaced(11, words).encode()) if inner else entry
+
+    change(folder, "files.img", mapped)
+    assert images.addresses(folder) == ["10.0.0.8"]
 
 
 def test_memory_by_either_way_of_counting_pages(folder: str) -> None:

@@ -67,6 +67,12 @@ def test_what_the_log_says_of_the_process_goes_into_the_message(tmp_path: Path) 
     assert [line.number for line in seen.errors] == [9]
 
 
+def test_a_descriptor_is_not_blamed_for_what_comes_after_it(tmp_path: Path) -> None:
+    start = f"{UNREAD}(00.0459) ----------------------------------------\n"
+    seen = log.read(write(tmp_path, "Error (criu/cr-dump.c:389): Can't get rlimit 0: Operation not permitted", start))
+    assert [(line.process, line.object) for line in seen.errors] == [("46 (trainer)", "")]
+
+
 def test_an_unknown_failure_gives_its_first_errors(tmp_path: Path) -> None:
     path = write(tmp_path, "Error (criu/new.c:7): new: The moon is in the wrong phase")
     assert log.refusal(path) is None

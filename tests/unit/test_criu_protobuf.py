@@ -117,6 +117,7 @@ def test_a_file_that_claims_a_gigabyte_takes_no_memory(tmp_path: Path) -> None:
     with pytest.raises(Refusal) as caught:
         list(entries(path))
     assert caught.value.reason == "image-malformed"
+    assert "an entry of 1073741824 bytes" in caught.value.message
 
 
 def test_links_and_pipes_are_not_opened(tmp_path: Path) -> None:

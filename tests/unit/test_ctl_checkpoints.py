@@ -89,6 +89,16 @@ def test_diagnose_of_images_and_of_a_success(checkpoint: Path) -> None:
     assert run("diagnose", checkpoint).exit_code == 0
 
 
+def test_diagnose_of_a_success_tells_only_what_makes_it_doubtful(tmp_path: Path) -> None:
+    log = tmp_path / "dump.log"
+    start = "(0.1) Warn  (compel/src/lib/infect.c:132): Unable to interrupt task: 164 (Operation not permitted)\n"
+    end = "(0.2) Dumping finished successfully\n"
+    log.write_text(start + end)
+    assert run("diagnose", log).exit_code == 0
+    log.write_text(start + "(0.1) cuda_plugin: No GPU device found; CUDA plugin is disabled\n" + end)
+    assert [cause["reason"] for cause in report("diagnose", log)["logs"][0]["causes"]] == ["gpu-plugin-off"]
+
+
 def test_diagnose_finds_the_kept_logs_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = tmp_path / "logs" / "abc123" / "20261125T184501.123456Z-restore"
     kept.mkdir(parents=True)
@@ -122,7 +132,7 @@ def test_inspect_makes_names_from_the_checkpoint_visible(checkpoint: Path) -> No
 def test_inspect_reads_an_archive_and_takes_nothing_else_out_of_it(checkpoint: Path, tmp_path: Path) -> None:
     archive = tmp_path / "export.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
-        for name in ("/etc/evil", "../../evil", "checkpoint/../../evil.img"):
+        for name in ("/etc/evil", "../../evil", "checkpoint/../../evil.img", "other/mm-7.img"):
             info = tarfile.TarInfo(name)
             info.size = 0
             tar.addfile(info)
