@@ -14,6 +14,7 @@ from tests.nodes.cri.messages import RUNNING
 from tests.testbed import Node
 
 MAIN = "/etc/containerd/config.toml"
+FOLDER = "/etc/containerd/conf.d"
 # As Debian packages it: no runtime is named, so that 1.7 has its built-in runc only until one is.
 DEBIAN = """version = 2
 
@@ -56,17 +57,19 @@ def files(node: Node) -> dict[str, tuple[int, bytes]]:
 @pytest.mark.parametrize("kind", ["default", "debian", "imports", "none"])
 def test_the_handler_is_seen_and_everything_goes_back(untouched: Node, kind: str) -> None:
     node = untouched
+    dropin = kind == "imports" and node.recipe.suite != "trixie"
     if kind == "none":
         node.path(MAIN).unlink()
     elif kind == "default":
         node.write(MAIN, node.run(["containerd", "config", "default"]).stdout)
     else:
-        more = f'imports = ["{MAIN.rpartition("/")[0]}/conf.d/*.toml"]\n' if kind == "imports" else ""
-        node.write(MAIN, more + DEBIAN, mode=0o600)
+        more = f'imports = ["{FOLDER}/*.toml"]\n' if kind == "imports" else ""
+        node.write(MAIN, more + ("version = 3\n" if dropin else DEBIAN), mode=0o600)
     before = files(node)
 
     done = node.run(["gritctl", "install"])
     runtimes = seen(node)
+    assert node.path(f"{FOLDER}/{containerd.DROPIN}").exists() is dropin, "2.x imports a file of ours"
     assert {"runc", "grit"} <= set(runtimes), done.stdout
     grit = runtimes["grit"]
     assert isinstance(grit, dict)

@@ -217,7 +217,7 @@ def test_what_containerd_says_is_compared() -> None:
     runc: dict[str, Any] = {"runtimes": {"runc": {}}}
     grit: dict[str, Any] = {"grit": {"options": {"BinaryName": "/usr/bin/grit-runtime"}}}
     assert proof.proved(runc, {"runtimes": {"runc": {}, **grit}}, Handler()) is None
-    both = {"runtimes": {"runc": {}, "nvidia": {}}}
+    both: dict[str, Any] = {"runtimes": {"runc": {}, "nvidia": {}}}
     assert proof.proved(both, {"runtimes": {"runc": {}, **grit}}, Handler()) == "the runtimes nvidia would be lost"
     assert "default runtime runc" in str(proof.proved({}, {"runtimes": grit}, Handler()))
     assert "no handler grit" in str(proof.proved(runc, runc, Handler()))
