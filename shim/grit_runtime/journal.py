@@ -38,6 +38,7 @@ UNDO = {
     "end-restore": "undo:end_restore",
     "rewrite": "undo:rewrite",
     "remove-shm": "undo:remove_shm",
+    "remove-sysv": "undo:remove_sysv",
     "unlend": "undo:unlend",
 }
 

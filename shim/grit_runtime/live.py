@@ -48,26 +48,10 @@ def hostname(spec: dict[str, Any]) -> str | None:
 
 
 def _hostname_in(path: str) -> str:
-    """The nodename in the uts namespace that `path` names. A child asks, for setns(2) is for the whole thread."""
-    from grit_runtime.network import set_namespace
+    """The nodename in the uts namespace that `path` names."""
+    from grit_runtime.namespaces import enter
 
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            set_namespace(fd, 0)
-            os.write(write, os.uname().nodename.encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    os.close(fd)
-    with os.fdopen(read, "rb") as file:
-        name = file.read().decode()
-    os.waitpid(child, 0)
-    if not name:
-        raise OSError(f"can't enter the uts namespace {path}")
-    return name
+    return enter(path, lambda: os.uname().nodename.encode()).decode()
 
 
 def devices(pid: int, spec: dict[str, Any]) -> list[str]:

@@ -14,6 +14,8 @@ import socket
 import struct
 from collections.abc import Callable, Sequence
 
+from grit_runtime import namespaces
+
 # linux/sockios.h, linux/if.h
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 # linux/rtnetlink.h, linux/netlink.h
@@ -25,32 +27,11 @@ IFA_ADDRESS, IFA_LOCAL, IFA_F_NODAD = 1, 2, 2
 SOCK_DIAG_BY_FAMILY, SOCK_DESTROY = 20, 21
 NETLINK_ROUTE, NETLINK_SOCK_DIAG = 0, 4
 TCP_LISTEN = 10
-CLONE_NEWNET = 0x40000000
 
 
 def inside(pid: int, action: Callable[[], bytes]) -> bytes:
-    """Run `action` in the network namespace of process `pid`, in a child of ours; what it returns, or OSError."""
-    namespace = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            set_namespace(namespace, CLONE_NEWNET)
-            os.write(write, b"+" + action())
-            code = 0
-        except OSError as error:
-            os.write(write, f"-{error}".encode())
-        finally:
-            os._exit(code)
-    os.close(write)
-    os.close(namespace)
-    with os.fdopen(read, "rb") as file:
-        said = file.read()
-    os.waitpid(child, 0)
-    if not said.startswith(b"+"):
-        raise OSError(f"in the network namespace of process {pid}: {said[1:].decode(errors='replace')}")
-    return said[1:]
+    """Run `action` in the network namespace of process `pid`; what it returns, or OSError."""
+    return namespaces.enter(f"/proc/{pid}/ns/net", action, namespaces.CLONE_NEWNET)
 
 
 def loopback_up(pid: int) -> None:
@@ -180,15 +161,3 @@ def _attributes(data: bytes) -> dict[int, bytes]:
         found[kind] = data[4:length]
         data = data[(length + 3) & ~3 :]
     return found
-
-
-def set_namespace(fd: int, kind: int) -> None:
-    """setns(2) for this thread; `kind` 0 takes any kind (os.setns came with Python 3.12)."""
-    if hasattr(os, "setns"):
-        os.setns(fd, kind)
-        return
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(fd, kind) < 0:
-        raise OSError(ctypes.get_errno(), "setns")

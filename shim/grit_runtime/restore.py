@@ -23,6 +23,7 @@ from grit_runtime import (
     pids,
     process,
     stages,
+    sysv,
     view,
     watches,
 )
@@ -98,6 +99,7 @@ class Restore:
             resolve=lambda path: mounts.inside(self.rootfs, path), allow=self.allow,
         )  # fmt: skip
         gates.first(self.plan.refusals, self.allow)
+        os.makedirs(mounts.EMPTY, mode=0o755, exist_ok=True)
         added = [*self.plan.add, *(_placeholder(p.key, p.kind) for p in self.plan.placeholders)]
         spec = live.with_criu_config({**spec, "mounts": [*(spec.get("mounts") or []), *added]})
         self.gpu = gpu.plan_restore(self.settings.cuda, self.manifest["gpu"], spec, self.allow)
@@ -135,10 +137,23 @@ class Restore:
 
     def see_images(self) -> None:
         """The images as this pod may see them."""
-        known = live.namespaces(self.spec)
         edits = view.plan(self.source.images, os.listdir(self.source.images), live.hostname(self.spec),
-                          own_ipc=known.own("ipc"))  # fmt: skip
+                          without=self._sysv_left_out())  # fmt: skip
         self.images = view.make(self.journal, self.source.images, edits)
+
+    def _sysv_left_out(self) -> list[str]:
+        """The kinds of System V objects that stay away; those that come into a pod's namespace go if this fails."""
+        known, there = live.namespaces(self.spec), sysv.in_image(self.source.images)
+        if known.own("ipc") or not there:
+            return []
+        path = known.paths.get("ipc")
+        if not path:
+            return there  # the node's: nothing of a container belongs there
+        before = sysv.objects(path)
+        out = sysv.left_out(there, sysv.mapped(self.source.images), before)
+        if set(there) - set(out):
+            self.journal.add("remove-sysv", path=path, inode=os.stat(path).st_ino, before=before)
+        return out
 
     def criu(self) -> None:
         """Have the next runtime restore it; what must be done before its tasks run is done at CRIU's stages."""
@@ -257,7 +272,7 @@ class Restore:
     def stay(self) -> None:
         """It worked: nothing of it is undone any more."""
         for step, undo in list(self.journal.open.items()):
-            if undo in ("end-restore", "rewrite", "thaw", "remove-shm", "lower-limit"):
+            if undo in ("end-restore", "rewrite", "thaw", "remove-shm", "remove-sysv", "lower-limit"):
                 self.journal.forget(step)
 
     def _known_group(self) -> cgroup.Group:
@@ -276,8 +291,7 @@ def lacks(spec: dict[str, Any], keys: list[str]) -> bool:
 
 def _placeholder(key: str, kind: str) -> dict[str, Any]:
     """A mount that has nothing behind it: an empty folder or file of ours, read-only."""
-    path = f"{RUN}/empty/{kind}"
-    os.makedirs(f"{RUN}/empty/dir", mode=0o755, exist_ok=True)
+    path = mounts.EMPTY
     if kind != "dir":
         path = f"{RUN}/empty/file"
         os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o444))

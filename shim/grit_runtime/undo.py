@@ -55,6 +55,15 @@ def remove_shm(folder: str, made: list[str]) -> None:
     layer.remove_shm(folder, made)
 
 
+def remove_sysv(path: str, inode: int, before: dict[str, list[int]]) -> None:
+    """Of letting CRIU make System V objects in a pod's IPC namespace: what has come there since `before` goes."""
+    from grit_runtime import sysv
+
+    if os.path.exists(path) and os.stat(path).st_ino == inode:
+        new = {kind: set(ids) - set(before.get(kind, ())) for kind, ids in sysv.objects(path).items()}
+        sysv.remove(path, new)
+
+
 def huge_pages(record: dict[str, Any]) -> None:
     """Of switching transparent huge pages on for the time of an operation."""
     from grit_runtime import gpu
@@ -176,5 +185,3 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
-
-

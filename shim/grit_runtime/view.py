@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Collection
 from typing import NamedTuple
 
 from grit_runtime import mounting
@@ -23,9 +24,9 @@ class Edits(NamedTuple):
     hidden: list[str]
 
 
-def plan(images: str, names: list[str], hostname: str | None, *, own_ipc: bool) -> Edits:
-    """What this pod needs: the live `hostname` in the image of a uts namespace (None: as in the image), and no SysV
-    objects of an IPC namespace that isn't the container's own. `names` are the files in `images`."""
+def plan(images: str, names: list[str], hostname: str | None, *, without: Collection[str]) -> Edits:
+    """What this pod needs: the live `hostname` in the image of a uts namespace (None: as in the image), and no System V
+    objects of the kinds `without` (shm, sem, msg). `names` are the files in `images`."""
     from grit_runtime.criu import images as criu
 
     replaced, hidden = {}, []
@@ -33,7 +34,7 @@ def plan(images: str, names: list[str], hostname: str | None, *, own_ipc: bool) 
         if name.startswith("utsns-") and hostname is not None:
             with open(f"{images}/{name}", "rb") as file:
                 replaced[name] = criu.with_hostname(file.read(), hostname)
-        elif name.startswith("ipcns-") and not own_ipc and not name.startswith("ipcns-var-"):
+        elif name.startswith(tuple(f"ipcns-{kind}-" for kind in without)):
             hidden.append(name)
     return Edits(replaced, hidden)
 

@@ -86,5 +86,5 @@ def test_an_error_inside_is_an_error_here(namespace: int) -> None:
     def action() -> bytes:
         raise OSError("told so")
 
-    with pytest.raises(OSError, match=f"process {namespace}: told so"):
+    with pytest.raises(OSError, match=f"/proc/{namespace}/ns/net: told so"):
         network.inside(namespace, action)
