@@ -248,6 +248,14 @@ REASONS = {
         "CRIU could not lock the network: {what}",
         "Install iptables or nftables, or set network_lock in the configuration's [checkpoint] table.",
     ),
+    "loopback-down": Reason(
+        "CRIU could not try out TCP, because the loopback interface of its own network namespace is down",
+        "Set it up on the node: `ip link set lo up`.",
+    ),
+    "kernel-probe": Reason(
+        "CRIU could not find out what this kernel can do ({probe})",
+        "Run `criu check` as root; the kernel needs CONFIG_CHECKPOINT_RESTORE, and CRIU has to be made for it.",
+    ),
     "rseq-kernel": Reason(
         "the kernel can't tell CRIU of restartable sequences",
         "Use kernel 5.13 or newer.",

@@ -85,6 +85,8 @@ SYMPTOMS: list[tuple[str, str]] = [
     (r"Unable to restore into an empty PID namespace", "pid-namespace-empty"),
     (r"Can't fork for (?P<pid>\d+): File exists", "pid-in-use"),
     (r"Locking network failed|built without libnftables support|execvp\(.ip6?tables-restore", "network-lock-failed"),
+    (r"kerndat_tcp_repair failed|Unable to connect a socket: Network is unreachable", "loopback-down"),
+    (r"(?P<probe>kerndat_\w+) failed when initializing kerndat", "kernel-probe"),
     (r"has rseq but kernel lacks get_rseq_conf feature", "rseq-kernel"),
     (r"(?P<pid>\d+) killed by signal 11", "task-crashed"),
     (r"killed by signal 9", "task-killed"),
