@@ -105,6 +105,13 @@ def test_criu_is_asked_once_and_again_when_it_changed(tmp_path: Path, monkeypatc
     assert features.features(kept).network_lock == "iptables"
 
 
+def test_what_is_wrong_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = str(tmp_path / "kept")
+    fake(tmp_path, monkeypatch, 'echo Version: 4.2.1; [ "$1" = check ] && echo "Error (a:1): no loopback"')
+    assert features.features(kept).check == "Error (a:1): no loopback"
+    assert not os.path.exists(kept)
+
+
 def test_no_criu_and_an_old_one_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "search_path", lambda: str(tmp_path))
     with pytest.raises(Refusal) as caught:

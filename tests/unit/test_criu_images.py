@@ -197,6 +197,15 @@ def test_a_file_of_another_kind_is_named(folder: str) -> None:
     assert missing[0] == "image-missing" and "pstree.img" in missing[1]
 
 
+def test_a_tmpfs_from_outside_is_not_wanted_in_the_image(folder: str) -> None:
+    def outside(entry: Message) -> Message:
+        return entry.replaced(13, 1).replaced(18, b"/data") if entry.text(7) == "/data" else entry
+
+    os.unlink(os.path.join(folder, "tmpfs-dev-56.tar.gz.img"))
+    change(folder, "mountpoints-13.img", outside)
+    assert reasons(folder) == []
+
+
 def test_an_ended_process_needs_no_memory(folder: str) -> None:
     def ended(entry: Message) -> Message:
         inner = entry.message(3)

@@ -103,7 +103,10 @@ def _promised(folder: Path) -> Iterator[str]:
 
 def _contents(folder: Path) -> Iterator[str]:
     """Files that hold the contents of what others only name: tmpfs, deleted files, TCP queues."""
-    for device in sorted({mount.device for mount in mountpoints.mounts(folder) if _carried(mount)}):
+    found = mountpoints.mounts(folder)
+    # What is bound from outside and bound again inside belongs to the node.
+    outside = {mount.device for mount in found if mount.external and mount.root == "/"}
+    for device in sorted({mount.device for mount in found if _carried(mount)} - outside):
         yield f"tmpfs-dev-{device}.tar.gz.img"
     if imagefile.exists(folder, "remap-fpath.img"):
         for entry in imagefile.entries(os.path.join(folder, "remap-fpath.img")):

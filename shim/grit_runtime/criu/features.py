@@ -37,7 +37,8 @@ def features(kept: str = KEPT) -> Criu:
     known = _read(kept, stamp)
     if known is None:
         known = ask(path) if path else Criu("", (), "criu is not installed", False, False)
-        _write(kept, stamp, known)
+        if known.version and not known.check:  # what is wrong may be put right: ask again next time
+            _write(kept, stamp, known)
     return known
 
 
