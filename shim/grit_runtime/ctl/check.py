@@ -79,20 +79,20 @@ def command(ctx: click.Context, container: str, root: str, pid: int, images: str
     ctx.exit(code)
 
 
-def report(container: Container, images: str = "") -> Report:
-    """Look at a container, in the way that a checkpoint does before it starts.
+def report(container: Container, images: str = "", ghost_limit: int = 0) -> Report:
+    """Look at a container, in the way that a checkpoint does before it starts. `ghost_limit`: bytes, 0 as configured.
 
     Refuses `process-not-found` when it has ended, `not-permitted` when it can't be read.
     """
     conf = settings.load()
     pids = cgroup.processes(cgroup.of(container.pid)) if container.root else containers.descendants(container.pid)
     try:
-        seen = look.look(pids, spec=container.spec, init=container.pid)
+        seen = look.look(pids, spec=container.spec or None, init=container.pid)
     except PermissionError:
         raise refuse("look-not-permitted", name=container.id) from None
     if not seen.processes:
         raise refuse("process-not-found", pid=container.pid)
-    rows = [_row(found, seen) for found in look.findings(seen, ghost_limit=conf.checkpoint.ghost_limit)]
+    rows = [_row(found, seen) for found in look.findings(seen, ghost_limit=ghost_limit or conf.checkpoint.ghost_limit)]
     rows += _watches(seen, pids)
     held, gpu_rows = _gpu(conf.cuda, seen, pids, container.spec)
     rows += gpu_rows + _criu()

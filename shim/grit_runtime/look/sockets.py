@@ -136,7 +136,7 @@ def ask_unix() -> list[bytes]:
 
 def within(pid: int, kind: str, flag: int, action: Callable[[], T]) -> T:
     """`action` with this thread in a namespace ("net", "ipc") of process `pid`, and back. OSError where that fails."""
-    here, there = f"/proc/self/ns/{kind}", f"/proc/{pid}/ns/{kind}"
+    here, there = f"/proc/thread-self/ns/{kind}", f"/proc/{pid}/ns/{kind}"
     if os.readlink(here) == os.readlink(there):
         return action()
     home = os.open(here, os.O_RDONLY | os.O_CLOEXEC)
