@@ -125,6 +125,16 @@ def move(pids: Iterable[int], group: Group) -> None:
             continue
 
 
+def join(pids: Iterable[int], leader: int) -> None:
+    """Put processes into the groups of `leader`, of all hierarchies."""
+    with open(f"/proc/{leader}/cgroup") as lines:
+        own = parse(lines.read())
+    for name, mountpoint in mounted().items():
+        if name in own:
+            group = Group(mountpoint + own[name].rstrip("/"), 2 if name == "" else 1)
+            move(set(pids) - set(processes(group)), group)
+
+
 def kill(group: Group, timeout: float = 10.0) -> list[int]:
     """SIGKILL every process of the group, frozen or not; returns those still there after `timeout` seconds."""
     import signal

@@ -73,6 +73,7 @@ class Dump:
             raise refuse("images-unwritable", path=self.images, error=error.strerror) from None
         if os.path.lexists(f"{self.images}/{manifest.NAME}"):
             os.unlink(f"{self.images}/{manifest.NAME}")  # until this dump is done, the folder is no checkpoint
+        self._clear()  # what an earlier dump left here would be taken for a part of this one
 
     def suspend_gpu(self) -> None:
         """Move the GPU's memory into the processes; CUDA can't do that in a paused container, so it is thawed."""
@@ -232,6 +233,9 @@ class Dump:
         """After a failed dump: what CRIU wrote is no checkpoint and may be as large as the container's memory."""
         if self.sums:
             self.sums.stop()
+        self._clear()
+
+    def _clear(self) -> None:
         for name in os.listdir(self.images) if os.path.isdir(self.images) else []:
             if name.endswith(".img") or name in (layer.NAME, layer.SHM_NAME, "descriptors.json"):
                 os.unlink(f"{self.images}/{name}")

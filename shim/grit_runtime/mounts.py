@@ -25,6 +25,9 @@ RECREATED = frozenset({
 HARMLESS = frozenset({"tmpfs", "devpts", "mqueue"})
 FLAGS = {"ro": 1, "rro": 1, "nosuid": 2, "nodev": 4, "noexec": 8}  # linux/mount.h MS_*
 NULL = "/dev/null"
+# What masks a folder, and stands for one that isn't there: nobody can write into it, whatever flags CRIU gives the mount.
+# The kernel keeps it without content (fs/proc/proc_tty.c).
+EMPTY = "/proc/tty/ldisc"
 
 
 class Mount(NamedTuple):
@@ -343,9 +346,11 @@ def _external(
 ) -> None:
     key, point = mount.key, mount.mountpoint
     if key == NULL and point != NULL or point in live.masked:
-        # a masked file: runc calls all of them /dev/null, crun each by its own name
-        if (key, NULL) not in plan.externals:
-            plan.externals.append((key, NULL))
+        # A masked file: runc calls all of them /dev/null, crun each by its own name, and a folder by that of an empty
+        # one that it keeps.
+        pair = (key, NULL if key in (NULL, point) else EMPTY)
+        if pair not in plan.externals:
+            plan.externals.append(pair)
         return
     entry = live.entries.get(key)
     if (entry is not None and is_bind(entry)) or key in live.devices:

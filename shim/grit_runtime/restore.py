@@ -32,7 +32,7 @@ from grit_runtime.argv import Call
 from grit_runtime.beneath import open_in_root
 from grit_runtime.checks import Refusal, refuse
 from grit_runtime.criu import complete, config, features, inventory, log, mountpoints, openfiles
-from grit_runtime.journal import RUN, Journal
+from grit_runtime.journal import Journal
 from grit_runtime.recording import Recording
 from grit_runtime.settings import Settings
 
@@ -99,7 +99,6 @@ class Restore:
             resolve=lambda path: mounts.inside(self.rootfs, path), allow=self.allow,
         )  # fmt: skip
         gates.first(self.plan.refusals, self.allow)
-        os.makedirs(mounts.EMPTY, mode=0o755, exist_ok=True)
         added = [*self.plan.add, *(_placeholder(p.key, p.kind) for p in self.plan.placeholders)]
         spec = live.with_criu_config({**spec, "mounts": [*(spec.get("mounts") or []), *added]})
         self.gpu = gpu.plan_restore(self.settings.cuda, self.manifest["gpu"], spec, self.allow)
@@ -184,6 +183,8 @@ class Restore:
             raise self.record.failed("restore-failed", id=self.call.id, error=cause, log=work)
         self.pid = chain.ask_state(self.runtime, self.call).pid
         self.group = cgroup.of(self.pid)
+        if self.flavour.name == "crun":
+            cgroup.join(process.tree(self.pid), self.pid)  # crun moves the first one alone; the others are in ours
 
     def _options(self) -> config.Options:
         options: list[tuple[str, str | None]] = [
@@ -290,12 +291,9 @@ def lacks(spec: dict[str, Any], keys: list[str]) -> bool:
 
 
 def _placeholder(key: str, kind: str) -> dict[str, Any]:
-    """A mount that has nothing behind it: an empty folder or file of ours, read-only."""
-    path = mounts.EMPTY
-    if kind != "dir":
-        path = f"{RUN}/empty/file"
-        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o444))
-    return {"destination": key, "type": "bind", "source": path, "options": ["bind", "ro", "nosuid", "nodev", "noexec"]}
+    """A mount that has nothing behind it, and nothing that containers could share by writing to it."""
+    source = mounts.EMPTY if kind == "dir" else mounts.NULL
+    return {"destination": key, "type": "bind", "source": source, "options": ["bind", "ro", "nosuid", "noexec"]}
 
 
 def _bind_of(spec: dict[str, Any], path: str) -> str | None:
