@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grit_runtime.ctl.gpu_test import inner
+from grit_runtime.ctl.gpu_test import inner, on_gpu, stored
 from grit_runtime.cuda import hugepages
 from grit_runtime.cuda.client import Helper
 from grit_runtime.cuda.trial import Trial
@@ -136,9 +136,11 @@ def whole(gib: int, processes: int, least: float) -> tuple[list[Ratio], list[str
         mine, again = ours.checkpoint(folder).seconds, ours.restore(folder).seconds
         if ours.hashes() != hashes:
             raise RuntimeError("GPU memory is not what it was")
+        known = {"images": stored(folder), "gpu": on_gpu(folder)}
         rows = [f"{operation:<8} {phase.name.strip():<10} {phase.seconds:6.2f} s {phase.bytes / 1e9:7.2f} GB"
                 f" {phase.bytes / 1e9 / max(phase.seconds, 1e-9):6.2f} GB/s"
-                for operation in ("dump", "restore") for phase in inner(ours.name, operation)]  # fmt: skip
+                for operation in ("dump", "restore")
+                for phase in inner(ours.name, operation, known)]  # fmt: skip
     shutil.rmtree(IMAGES, ignore_errors=True)
     name = f"by hand / with us, {processes} x {gib} GiB"
     ratios = [Ratio(f"{name}: checkpoint", dump, mine, 0.0), Ratio(f"{name}: restore", back, again, 0.0)]

@@ -248,9 +248,14 @@ def plan_restore(cuda: Cuda, part: object, spec: Mapping[str, Any], allow: Colle
         return made
     if cuda.way == "off":
         raise refuse("cuda-off", pid=made.processes[0].pid)
-    made.pairs = map_gpus(made.part, live(cuda, spec), allow)
-    if made.part.bytes > limits.available():
-        raise refuse("host-memory", need=made.part.bytes >> 20, have=limits.available() >> 20)
+    made.helper = client.Helper(cuda.way, cuda.binary, cuda.timeout)
+    try:
+        made.pairs = map_gpus(made.part, _live(made.helper, spec), allow)
+        if made.part.bytes > limits.available():
+            raise refuse("host-memory", need=made.part.bytes >> 20, have=limits.available() >> 20)
+    except BaseException:
+        made.close()
+        raise
     made.need = made.part.bytes + cuda.margin
     made.raises = limits.plan(limits.levels_above(str((spec.get("linux") or {}).get("cgroupsPath") or "")), made.need)
     return made
@@ -258,9 +263,11 @@ def plan_restore(cuda: Cuda, part: object, spec: Mapping[str, Any], allow: Colle
 
 class Resumption:
     """The GPU processes of a container that is being restored, as `plan_restore` made it. `processes`: none means that
-    there is nothing to do. `pairs`: (old UUID, new UUID) of every GPU."""
+    there is nothing to do. `pairs`: (old UUID, new UUID) of every GPU. The helper that was asked stays for `resume`, so
+    that cuInit is over when the tasks are there."""
 
     def __init__(self, cuda: Cuda, part: inventory.Part | None) -> None:
+        self.helper: client.Helper | None = None
         self.cuda, self.part = cuda, part
         self.processes = part.processes if part is not None else ()
         self.pairs: list[tuple[str, str]] = []
@@ -291,7 +298,14 @@ class Resumption:
         `pids`: the host's numbers of all processes of the container. Refuses gpu-process-missing and what `resume`
         does."""
         if self.processes:
-            self.phases = resume_restored(self.to_json(), pids)
+            helper, self.helper = self.helper, None
+            self.phases = resume_restored(self.to_json(), pids, helper)
+
+    def close(self) -> None:
+        """End the helper, where `resume` will not be called in this process."""
+        helper, self.helper = self.helper, None
+        if helper is not None:
+            helper.close()
 
     def to_json(self) -> dict[str, Any]:
         """All that `resume_restored` needs; {} when there is nothing to do."""
@@ -306,7 +320,9 @@ class Resumption:
         }
 
 
-def resume_restored(facts: Mapping[str, Any], pids: Iterable[int]) -> list[suspend.Phase]:
+def resume_restored(
+    facts: Mapping[str, Any], pids: Iterable[int], helper: client.Helper | None = None
+) -> list[suspend.Phase]:
     """`Resumption.resume` from its JSON, in another process."""
     if not facts:
         return []
@@ -324,7 +340,7 @@ def resume_restored(facts: Mapping[str, Any], pids: Iterable[int]) -> list[suspe
         "bytes": {str(pid): process.bytes for pid, process in found.items()},
         **{name: facts[name] for name in ("pairs", "way", "binary", "timeout")},
     }
-    phases = resume(record)
+    phases = suspend.resume(record, helper)
     lower_limit([*facts["limits"], *limits.originals(next(iter(found)), facts["original"])])
     return phases
 
@@ -332,8 +348,12 @@ def resume_restored(facts: Mapping[str, Any], pids: Iterable[int]) -> list[suspe
 def live(cuda: Cuda, spec: Mapping[str, Any]) -> inventory.Live:
     """The driver and the GPUs that a container with this config.json gets, in CUDA's order."""
     with client.Helper(cuda.way, cuda.binary, cuda.timeout) as helper:
-        facts = helper.facts
-        gpus = inventory.of_container(_gpus(helper), inventory.minors_of_spec(spec))
+        return _live(helper, spec)
+
+
+def _live(helper: client.Helper, spec: Mapping[str, Any]) -> inventory.Live:
+    facts = helper.facts
+    gpus = inventory.of_container(_gpus(helper), inventory.minors_of_spec(spec))
     return inventory.Live(
         str(facts["driver"]),
         int(facts["cuda"]),

@@ -205,6 +205,28 @@ with Helper() as helper:
     again.container.delete()
 
 
+def test_killed_in_the_middle(gpus: dict[str, OnNode], node: Node) -> None:
+    """SIGKILL while the driver copies: the guardian brings every process back."""
+    one = gpus[node.name]
+    job = start(one, "gpu-killed", processes=2)
+    operations = node.path("/run/grit-runtime/op")
+
+    def mine() -> list[Path]:
+        return list(operations.glob("checkpoint-*gpu-killed*")) if operations.exists() else []
+
+    words = ["grit-runtime", "--root", "/run/containerd/runc/default", "checkpoint", "--image-path", f"{BASE}/killed"]
+    with one.simulation.fault("checkpoint", "slow=3000"):
+        child = node.popen([*words, "gpu-killed"])
+        until("the suspension", lambda: mine() and "resume-gpu" in (mine()[0] / "journal").read_text(), 120)
+        until("all are locked", lambda: len(list(one.simulation.folder.glob("control.*"))) >= 2, 60)
+        node.run(["kill", "-9", (mine()[0] / "owner").read_text().partition(":")[0]])
+        child.wait(60)
+    until("the guardian's work", lambda: not mine(), 120)
+    assert job.container.status()[1] == "RUNNING"
+    job.intact()
+    job.container.delete()
+
+
 def test_forked_child_is_refused_by_name(gpus: dict[str, OnNode], node_b: Node) -> None:
     job = start(gpus[node_b.name], "gpu-fork", "--fork")
     with pytest.raises(CommandFailed) as failed:

@@ -145,18 +145,19 @@ def freeze(made: trial.Trial, images: str, phases: list[Phase]) -> None:
 def thaw(made: trial.Trial, images: str, phases: list[Phase]) -> list[str]:
     made.say("restoring")
     done = made.restore(images)
-    phases += inner(made.name, "restore")
+    phases += inner(made.name, "restore", {"images": stored(images), "gpu": on_gpu(images)})
     phases.append(Phase("restore in all", done.seconds, stored(images)))
     made.say("hashing again")
     return made.hashes()
 
 
-def inner(container: str, operation: str) -> list[Phase]:
-    """The phases that the runtime itself recorded of its last operation on this container."""
+def inner(container: str, operation: str, known: dict[str, int] | None = None) -> list[Phase]:
+    """The phases that the runtime itself recorded of its last operation on this container; `known`: sizes that the
+    record may lack."""
     for kept in records.listing(container):
         if kept.operation == operation:
             record = kept.record()
-            sizes = record.get("bytes") or {}
+            sizes = {**(known or {}), **(record.get("bytes") or {})}
             moved = {"suspend": "gpu", "resume": "gpu", "criu": "images"}
             rows = (record.get("phases") or {}).items()
             return [Phase(f"  {name}", float(took), int(sizes.get(moved.get(name, ""), 0))) for name, took in rows]
@@ -165,6 +166,11 @@ def inner(container: str, operation: str) -> list[Phase]:
 
 def stored(images: str) -> int:
     return sum(entry.stat().st_size for entry in os.scandir(images) if entry.is_file())
+
+
+def on_gpu(images: str) -> int:
+    """Bytes of GPU memory in a checkpoint, by its manifest."""
+    return int(manifest.read(images)["gpu"].get("taken", 0))
 
 
 def read_note(path: str) -> dict[str, Any]:

@@ -97,6 +97,13 @@ def started(pid: int) -> int:
     return int(fields[19]) if len(fields) > 19 and fields[0] not in "ZX" else 0
 
 
+def ending(pid: int) -> bool:
+    """Is a process gone, or on its way out? The OOM killer's victim may take seconds to give its memory back: until
+    then its flags (field 9 of proc(5)'s stat) have PF_EXITING of the kernel's sched.h."""
+    fields = stat_of(pid)
+    return not started(pid) or bool(int(fields[6]) & 0x4)
+
+
 def candidates(
     pids: Iterable[int], links: Mapping[tuple[int, int], str] | None = None, *, maps: bool = True
 ) -> list[Holder]:

@@ -104,7 +104,7 @@ def _round(
 def failure(call: str, pid: int, result: int, facts: Mapping[str, Any]) -> checks.Refusal:
     """The refusal for what the driver answered."""
     known: dict[str, object] = {"pid": pid, "call": call, "result": names.result_name(result)}
-    if call == "checkpoint" and not holders.started(pid):
+    if call == "checkpoint" and result != names.NO_ANSWER and _ends(pid):
         return checks.refuse("cuda-process-died", **known)
     if call in ("lock", "checkpoint") and result != names.NO_ANSWER and _nvls(pid):
         return checks.refuse("gpu-nvls", **known)
@@ -119,6 +119,16 @@ def failure(call: str, pid: int, result: int, facts: Mapping[str, Any]) -> check
     if call == "restore" and result == names.OUT_OF_MEMORY:
         return checks.refuse("cuda-restore-memory", **known)
     return checks.refuse("cuda-call-failed", **known)
+
+
+def _ends(pid: int, patience: float = 0.5) -> bool:
+    """Does a process end? One that was killed just now may not have noticed yet."""
+    until = time.monotonic() + patience
+    while not holders.ending(pid):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def _nvls(pid: int) -> bool:
@@ -141,9 +151,10 @@ def major(driver: str) -> int:
 # --- the undo of a suspension, from a plain record ---
 
 
-def resume(record: Mapping[str, Any]) -> list[Phase]:
+def resume(record: Mapping[str, Any], helper: client.Helper | None = None) -> list[Phase]:
     """Bring the processes of `record` back to the states they were in. Usable from any process at any time after the
-    record was written; what is done already is left alone.
+    record was written; what is done already is left alone. A `helper` that is open already saves a cuInit; it is
+    closed.
 
     `record` (JSON): states_before {"pid": state}, started {"pid": clock ticks}, bytes {"pid": n}, pairs, way, binary,
     timeout.
@@ -157,8 +168,8 @@ def resume(record: Mapping[str, Any]) -> list[Phase]:
         return []
     sizes = {int(pid): int(size) for pid, size in (record.get("bytes") or {}).items()}
     pairs = [(old, new) for old, new in record.get("pairs") or []]
-    with client.Helper(record["way"], record["binary"], record["timeout"]) as helper:
-        return up(helper, goals, sizes, record["timeout"], pairs)
+    with helper or client.Helper(record["way"], record["binary"], record["timeout"]) as opened:
+        return up(opened, goals, sizes, record["timeout"], pairs)
 
 
 def anonymous(pid: int) -> int:
