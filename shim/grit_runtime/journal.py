@@ -133,9 +133,10 @@ def undo(folder: str) -> list[str]:
 
 @contextmanager
 def operation(name: str, lock: int = -1) -> Iterator[Journal]:
-    """A journal under a guardian, which holds the descriptor `lock` as long as it lives. Whatever ends the block with an error, what is open is undone before it goes on.
+    """A journal under a guardian. Whatever ends the block with an error, what is open is undone before it goes on.
 
-    What is still open at the block's good end is undone too: a step that shall stay is `forget`-ed.
+    What is still open at the block's good end is undone too: a step that shall stay is `forget`-ed. The guardian holds
+    the descriptor `lock` as long as it lives.
     """
     folder = f"{RUN}/op/{name}-{os.getpid()}"
     os.makedirs(RUN, mode=0o700, exist_ok=True)
@@ -203,7 +204,8 @@ def _alive(folder: str) -> bool:
         with open(folder + "/owner") as file:
             owners = file.read().split()
     except OSError:
-        return False
+        # It has just been made, or its process failed to undo it all and gave it up.
+        return os.path.exists(folder) and not os.path.exists(folder + "/journal")
     return any(started(int(pid)) == start for pid, _, start in (owner.partition(":") for owner in owners))
 
 

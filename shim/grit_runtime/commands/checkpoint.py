@@ -17,9 +17,9 @@ def run(call: Call, settings: Settings) -> int:
         chain.execute(runtime, call.rebuilt())
     name = "checkpoint-" + container.key(call.root or "", call.id)
     with (
-        recording("dump", call.id, settings) as record,
         container.locked(call.root or "", call.id) as lock,
         journal.operation(name, lock) as undo,
+        recording("dump", call.id, settings) as record,
     ):
         dump = Dump(call, settings, runtime, undo, record)
         with record.phase("look"):

@@ -39,9 +39,9 @@ def bring_back(
     """
     name = "restore-" + container.key(call.root or "", call.id)
     with (
-        recording("restore", call.id, settings) as record,
         container.locked(call.root or "", call.id) as lock,
         journal.operation(name, lock) as undo,
+        recording("restore", call.id, settings) as record,
     ):
         restore = Restore(call, settings, runtime, source, undo, record, held=held, allow=allow)
         with record.phase("compare"):
