@@ -47,7 +47,9 @@ def run(
     """Run `argv` to its end. `handlers` are called with the PID of the container's init at their stage (0: none yet).
 
     A handler's exception fails its stage (where CRIU lets it) and is returned as `error`. With `keep_stderr` what the
-    runtime writes there is kept; without it the descriptor is inherited, as a restored container's has to be. Refuses `runtime-timeout` after `timeout` seconds, when the runtime and CRIU have been ended.
+    runtime writes there is kept; without it the descriptor is inherited, as a restored container's has to be.
+
+    Refuses `runtime-timeout` after `timeout` seconds, when the runtime and CRIU have been ended.
     """
     folder = journal.folder + "/stages"
     os.makedirs(folder, exist_ok=True)

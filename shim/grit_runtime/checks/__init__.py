@@ -38,14 +38,14 @@ def _line(value: object) -> object:
 
 
 def refuse(reason: str, **facts: object) -> Refusal:
-    """The Refusal for `reason` (a KeyError if no table has it: a mistake of ours), its templates filled with `facts`."""
+    """The Refusal for `reason`, its templates filled with `facts`. KeyError if no table has it: a mistake of ours."""
     row = table()[reason]
     clean = {name: _line(value) for name, value in facts.items()}
     return Refusal(reason, row.text.format(**clean), row.remedy.format(**clean))
 
 
 def table() -> dict[str, Reason]:
-    """All rows of all areas, by name. No name stands in two areas: a test sees to that, so that refusing never fails."""
+    """All rows of all areas, by name. No name stands in two areas: a test sees to that; refusing itself can't fail."""
     rows: dict[str, Reason] = {}
     for part in areas().values():
         rows.update(part)

@@ -47,7 +47,7 @@ REASONS = {
     ),
     "injection-failed": Reason(
         "{runtime} did not add its mounts and devices to the restored container's spec: {error}",
-        "Run `{runtime} --version` and check the toolkit's configuration; a plain container with a GPU has to work first.",
+        "Check the toolkit's configuration; a new container with a GPU has to work first.",
     ),
     "manifest-missing": Reason(
         "{path} has no grit.json, so it is not a finished checkpoint made by grit-runtime",
@@ -78,7 +78,7 @@ REASONS = {
         "Install CRIU {theirs} or newer on this node.",
     ),
     "runtime-differs": Reason(
-        "the checkpoint was made through {theirs}, and this node's low-level runtime is {ours}; they name mounts differently",
+        "the checkpoint was made through {theirs}, and this node has {ours}; they name mounts differently",
         "Restore it through {theirs}.",
     ),
     "file-differs": Reason(
@@ -95,7 +95,7 @@ REASONS = {
     ),
     "pid-in-use": Reason(
         "PID {pid} of the checkpoint is taken in the pid namespace that the container shares",
-        "Restore the containers of a pod with a shared pid namespace into a pod where these are free, or don't share it.",
+        "Restore it into a pod where these PIDs are free, or don't share the pid namespace.",
     ),
     "privilege-raised": Reason(
         "the checkpoint's process {pid} has {what}, which this container's spec does not give",
