@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tests.testbed import ask, ready, until
@@ -16,6 +17,7 @@ from .wire import Message
 #: what the kubelet asks to be masked
 MASKED = ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats",
           "/proc/sched_debug", "/proc/scsi", "/sys/firmware"]  # fmt: skip
+PEER = ["/usr/bin/python3", "-I", "-S", "-c", Path(__file__).with_name("peer.py").read_text()]
 READONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 
 
@@ -77,8 +79,18 @@ class Pod:
         container.start()
         return container
 
+    def peer(self, name: str = "peer", **more: Any) -> Container:
+        """A container that runs the program of peer.py."""
+        return self.start(name, command=PEER, env={"ADDRESS": self.address}, **more)
+
+    def told(self) -> dict[str, Any]:
+        """What the peer says, asked over the pod's network from the node."""
+        talk = f"import socket; print(socket.create_connection(({self.address!r}, 8000), 20).makefile().readline())"
+        found: dict[str, Any] = json.loads(self.node.run(["python3", "-c", talk]).stdout)
+        return found
+
     def remove(self) -> None:
-        """Ends and removes all of it, as the kubelet does with a pod that is gone."""
+        """Ends and removes all of it, as the kubelet does with a pod that is gone; doing it twice is fine, as in CRI."""
         self.cri.call("StopPodSandbox", pod_sandbox_id=self.id)
         self.cri.call("RemovePodSandbox", pod_sandbox_id=self.id)
         self._remove_groups()
@@ -101,7 +113,7 @@ class Container:
         restarts: int | None = None, memory: int = 0,
     ) -> None:  # fmt: skip
         self.pod, self.cri, self.node, self.name = pod, pod.cri, pod.node, name
-        self.waits = image == "workload" and not command
+        self.command, self.waits = list(command), image == "workload" and not command
         self.log = f"{pod.logs}/{name}/{attempt}.log"
         self.node.path(f"{pod.logs}/{name}").mkdir(exist_ok=True)
         self.node.write(f"{pod.folder}/{name}-termination-log", "", 0o666)
@@ -109,7 +121,7 @@ class Container:
         config = {
             "metadata": {"name": name, "attempt": attempt},
             "image": {"image": f"docker.io/library/{image}:latest"},
-            "command": list(command),
+            "command": self.command,
             "envs": [{"key": key, "value": value} for key, value in (env or {}).items()],
             "mounts": [
                 {"container_path": "/etc/hosts", "host_path": f"{pod.folder}/etc-hosts"},
