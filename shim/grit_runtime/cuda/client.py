@@ -41,7 +41,9 @@ class Helper:
 
     def __init__(self, way: str = "auto", binary: str = "cuda-checkpoint", timeout: float = 120.0) -> None:
         package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-        start = f"import sys; sys.path.insert(0, {package!r}); from grit_runtime.cuda.helper import main; main()"
+        # pynvml is where this process would find it, whatever the interpreter's own idea of that is
+        places = [package, *(place for place in sys.path if place)]
+        start = f"import sys; sys.path[:0] = {places!r}; from grit_runtime.cuda.helper import main; main()"
         environment = {name: value for name, value in os.environ.items() if name not in HIDING}
         self.number = 0
         self.process: subprocess.Popen[bytes] = subprocess.Popen(

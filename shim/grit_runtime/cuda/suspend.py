@@ -35,7 +35,7 @@ def down(
         phases.append(phase)
         wrong = [pid for pid in alive if answers[pid].result != names.SUCCESS]
         # one that ended by itself before anything was taken from it is no failure
-        wrong = [pid for pid in wrong if step.call == "checkpoint" or holders.started(pid)]
+        wrong = [pid for pid in wrong if step.call == "checkpoint" or not holders.ending(pid)]
         if wrong:
             raise failure(step.call, wrong[0], answers[wrong[0]].result, helper.facts)
     return phases
@@ -75,7 +75,7 @@ def up(
         for pid in step.pids:
             result = answers[pid].result
             retry = result in (names.ILLEGAL_STATE, names.NOT_READY) and time.monotonic() < until
-            if result != names.SUCCESS and not retry and holders.started(pid):
+            if result != names.SUCCESS and not retry and not holders.ending(pid):
                 given[pid] = step.call
                 trouble = trouble or failure(step.call, pid, result, helper.facts)
         if all(answers[pid].result != names.SUCCESS for pid in step.pids):

@@ -74,7 +74,7 @@ def spec(
             mount("/run", "tmpfs", "nosuid", "nodev", "mode=755"),
         ],
         "linux": {
-            "cgroupsPath": f"/grit-gpu-test/{name}",
+            "cgroupsPath": f"/{name}",
             "resources": resources,
             "namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount")],
             "maskedPaths": MASKED,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -13,7 +14,7 @@ from typing import Any
 from grit_runtime import nvidia, settings
 from grit_runtime.cuda.trial import Trial
 
-PYTHON = "python3"
+PYTHON = shutil.which("python3") or "/usr/bin/python3"
 CRIU_CONFIG = "link-remap\nghost-limit 64M\nfile-locks\nmanage-cgroups=ignore\n"
 
 

@@ -153,7 +153,7 @@ def memory_limit() -> Facts:
 
 
 def cgroup_memory(name: str) -> Facts:
-    for place in (f"/sys/fs/cgroup/grit-gpu-test/{name}/memory.events",):
+    for place in (f"/sys/fs/cgroup/{name}/memory.events",):
         try:
             return {"memory.events without us": " ".join(Path(place).read_text().split())}
         except OSError:
@@ -162,8 +162,8 @@ def cgroup_memory(name: str) -> Facts:
 
 
 def limit_of(name: str) -> int:
-    for place in (f"/sys/fs/cgroup/grit-gpu-test/{name}/memory.max",
-                  f"/sys/fs/cgroup/memory/grit-gpu-test/{name}/memory.limit_in_bytes"):  # fmt: skip
+    for place in (f"/sys/fs/cgroup/{name}/memory.max",
+                  f"/sys/fs/cgroup/memory/{name}/memory.limit_in_bytes"):  # fmt: skip
         if os.path.exists(place):
             return int(Path(place).read_text())
     return 0
