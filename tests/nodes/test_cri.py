@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 
@@ -23,9 +24,9 @@ def pods(testbed: Testbed) -> Iterator[Make]:
     cris = {node: Cri(node) for node in testbed.nodes}
     made: list[Pod] = []
 
-    def make(node: Node, name: str, checkpoint: str = "", **more: bool) -> Pod:
+    def make(node: Node, name: str, checkpoint: str = "", shared_pid: bool = False) -> Pod:
         notes: Mapping[str, str] = {"grit.dev/checkpoint": checkpoint} if checkpoint else {}
-        made.append(Pod(cris[node], name, annotations=notes, **more))
+        made.append(Pod(cris[node], name, annotations=notes, shared_pid=shared_pid))
         return made[-1]
 
     with configured(*testbed.nodes, metrics=f'"{METRICS}"', wait="20"):
@@ -112,6 +113,25 @@ def kept(node: Node, container: Container) -> None:
     assert 'grit_runtime_operations_total{operation="restore",result="ok",reason=""}' in numbers
 
 
+#: takes all PIDs up to a number, and gives them back when it is stopped (the pods' pause program here reaps nobody)
+TAKER = """
+import os, signal, sys
+pids = [0]
+while pids[-1] < int(sys.argv[1]):
+    pids.append(os.fork())
+    if not pids[-1]:
+        signal.pause()
+def end(*_):
+    for pid in pids[1:]:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    os._exit(0)
+signal.signal(signal.SIGTERM, end)
+print("ready", flush=True)
+signal.pause()
+"""
+
+
 def test_pid_namespace_of_the_pod(node: Node, pods: Make) -> None:
     """Restored with the PIDs that they had, or refused by name; then tried again, as the kubelet does."""
     pod = pods(node, "origin", shared_pid=True)
@@ -125,15 +145,14 @@ def test_pid_namespace_of_the_pod(node: Node, pods: Make) -> None:
 
     pod = pods(node, "shared", "/var/lib/grit/shared", shared_pid=True)
     # a container that the kubelet has restarted, so it is not restored itself
-    fork = "import os, signal\nwhile (pid := os.fork()) < %d and pid: pass\nsignal.pause()" % (seen["pid"] + 50)
-    taker = pod.start("taker", command=["/usr/bin/python3", "-c", fork], restarts=1)
-    until("its PIDs", lambda: len(taker.exec("ls", "/proc").split()) and str(seen["pid"]) in taker.exec("ls", "/proc"))
+    taker = pod.start("taker", command=["/usr/bin/python3", "-c", TAKER, str(seen["pid"] + 50)], restarts=1)
+    until("its PIDs", lambda: "ready" in taker.output())
     again = pod.create("main", env=SMALL)
     assert "pid-in-use" in again.error_of_start()
     (record,) = records(node, again.id)
     assert (record["result"], record["reason"]) == ("refused", "pid-in-use")
     again.remove()
-    taker.stop()
+    taker.stop(timeout=30)
     taker.remove()
     main, peer = pod.start("main", attempt=1, restarts=1, env=SMALL), pod.peer()
     assert main.ask()["bad"] == [] and main.ask("identity")["identity"] == seen["identity"]
@@ -157,7 +176,7 @@ def test_failed_restore_is_tried_again(node: Node, pods: Make) -> None:
         failed = pod.create("peer", command=peer.command)
         assert "restore-failed" in failed.error_of_start()
     finally:
-        blocker.kill()
+        os.killpg(blocker.pid, signal.SIGKILL)
         blocker.wait(30)
     (record,) = records(node, failed.id)
     assert record["result"] == "failed" and "restore.log" in record["kept"], record

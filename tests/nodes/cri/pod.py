@@ -90,7 +90,7 @@ class Pod:
         return found
 
     def remove(self) -> None:
-        """Ends and removes all of it, as the kubelet does with a pod that is gone; doing it twice is fine, as in CRI."""
+        """Ends and removes all of it, as the kubelet does with a pod that is gone. Twice is fine."""
         self.cri.call("StopPodSandbox", pod_sandbox_id=self.id)
         self.cri.call("RemovePodSandbox", pod_sandbox_id=self.id)
         self._remove_groups()
