@@ -13,6 +13,7 @@ from grit_runtime import (
     files,
     gates,
     gpu,
+    hostile,
     layer,
     live,
     locate,
@@ -31,7 +32,7 @@ from grit_runtime import spec as specs
 from grit_runtime.argv import Call
 from grit_runtime.beneath import open_in_root
 from grit_runtime.checks import Refusal, refuse
-from grit_runtime.criu import complete, config, features, inventory, log, mountpoints, openfiles
+from grit_runtime.criu import complete, config, features, inventory, log, mountpoints, openfiles, tasks
 from grit_runtime.journal import Journal
 from grit_runtime.recording import Recording
 from grit_runtime.settings import Settings
@@ -64,6 +65,8 @@ class Restore:
             if name not in (layer.NAME, layer.SHM_NAME):  # these may stand beside the images
                 raise refuse("image-changed", name=name, path=self.source.images, what=what)
         complete.complete(self.source.images)
+        held = hostile.refusals(tasks.tasks(self.source.images), inventory.namespaces(self.source.images), self.spec)
+        gates.first(held, self.allow)
         self._find_pids_free()
         if self.manifest["container"].get("terminal") and not self.call.option("--console-socket"):
             raise refuse("terminal-needs-console", id=self.call.id)
@@ -191,7 +194,7 @@ class Restore:
             ("action-script", stages.SCRIPT),
             ("network-lock", features.network_lock(self.settings.checkpoint.network_lock)),
         ]
-        options += [("external", f"mnt[{key}]:{value}") for key, value in self.plan.externals]
+        options += [config.external_mount(key, value) for key, value in self.plan.externals]
         for mount, inode, fd in self.manifest.get("external_files", []):
             if fd in (0, 1, 2):
                 options.append(config.inherit_file(fd, int(mount), int(inode)))

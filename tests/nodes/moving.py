@@ -49,7 +49,8 @@ def well(answer: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> 
     """The full workload goes on as it was: all of it, and as the same process."""
     assert answer["bad"] == [], answer
     assert answer["counter_gap"] == 0 and answer["watches_same_number"] == 6 and answer["watches_delivering"] == 4
-    assert answer["fanotify_delivers"] and answer["timer_ticking"] and answer["tcp_alive"] and answer["driver_files"] == 1
+    assert answer["fanotify_delivers"] and answer["timer_ticking"] and answer["tcp_alive"]
+    assert answer["driver_files"] == 1
     if before:
         assert answer["identity"] == before["identity"] and answer["counter"] > before["counter"]
     return True
@@ -57,10 +58,11 @@ def well(answer: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> 
 
 def record(node: Node, id: str) -> dict[str, Any]:
     """What was kept of the latest operation on container `id`: record.json, with the names of its logs in `logs`."""
-    kept = sorted(node.path(f"/var/lib/grit-runtime/logs/{id}").glob("*/record.json"), key=lambda p: p.stat().st_mtime_ns)
+    kept = list(node.path(f"/var/lib/grit-runtime/logs/{id}").glob("*/record.json"))
     assert kept, f"nothing was kept of {id}"
-    content: dict[str, Any] = json.loads(kept[-1].read_text())
-    return {**content, "logs": sorted(path.name for path in kept[-1].parent.glob("*.log"))}
+    last = max(kept, key=lambda path: path.stat().st_mtime_ns)
+    content: dict[str, Any] = json.loads(last.read_text())
+    return {**content, "logs": sorted(path.name for path in last.parent.glob("*.log"))}
 
 
 def reason(text: str) -> str:
@@ -75,7 +77,8 @@ def remains(node: Node, id: str, *, lives: bool = False, but: int = 0) -> list[s
     found = [str(path) for kind in ("op", "lock", "held") for path in node.path(f"/run/grit-runtime/{kind}").glob("*")]
     mounts = node.path("/proc/1/mountinfo").read_text().splitlines()
     found += [line for line in mounts if " /run/grit-runtime" in line or "criu" in line.split()[4]]
-    found += [line for line in processes(node) if line.split()[1] in ("criu", "grit-guardian") or "grit_runtime" in line]
+    ours = ("criu", "grit-guardian")
+    found += [line for line in processes(node) if line.split()[1] in ours or "grit_runtime" in line]
     if not lives:
         found += [line for line in mounts if id in line.split()[4] and not line.split()[4].endswith("/rootfs")]
         found += node.run(["find", "/sys/fs/cgroup", "-type", "d", "-name", id]).stdout.split()
@@ -149,15 +152,16 @@ class Bundle:
         return self._begun("create", check=check)
 
     def restore(self, images: str, *more: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return self._begun("restore", "--detach", "--image-path", images, "--work-path", f"{self.path}/work-path", *more,
-                           check=check)  # fmt: skip
+        where = ["--image-path", images, "--work-path", f"{self.path}/work-path"]
+        return self._begun("restore", "--detach", *where, *more, check=check)
 
     def _begun(self, *words: str, check: bool) -> subprocess.CompletedProcess[str]:
-        """Its stdout and stderr are files of the node, as a shell's redirection makes them: the container has them too."""
+        """Its stdout and stderr are files of the node, and so the container's: as a shell's redirection makes them."""
         shell = f'exec "$@" </dev/null >>{self.path}/out 2>>{self.path}/err'
         at = self.node.path(f"{self.path}/err")
         before = at.stat().st_size if at.exists() else 0
-        words = ("grit-runtime", "--root", BY_HAND, *words, "--bundle", self.path, "--pid-file", f"{self.path}/pid", self.id)
+        words = ("grit-runtime", "--root", BY_HAND, *words, "--bundle", self.path)
+        words = (*words, "--pid-file", f"{self.path}/pid", self.id)
         done = self.node.run(["sh", "-c", shell, "-", *words], check=False, timeout=120)
         done.stderr = at.read_text(errors="replace")[before:]
         if done.returncode == 0:
@@ -169,8 +173,8 @@ class Bundle:
     def status(self) -> str:
         return str(json.loads(self.call("state", self.id).stdout)["status"])
 
-    def ask(self, question: str = "check", **arguments: object) -> dict[str, Any]:
-        return ask(self.node, self.pid, question, **arguments)
+    def ask(self, question: str = "check") -> dict[str, Any]:
+        return ask(self.node, self.pid, question)
 
     def wait_ready(self) -> None:
         until("the workload", lambda: ready(self.node, self.pid), 120)
@@ -219,11 +223,11 @@ def fault_at_stage(node: Node, stage: str, action: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def low_level(node: Node, script: str | None = None, *, runtime: str = "") -> Iterator[None]:
-    """The node's low-level runtime is `runtime`, or runc after `script` (shell, for checkpoint and restore) for a while."""
+    """The node's low-level runtime for a while: `runtime`, or runc after `script` (on checkpoint and restore)."""
     program = runtime or "/usr/local/sbin/runc-with-fault"
     if script:
-        node.write(program, f'#!/bin/sh\ncase " $* " in *" checkpoint "*|*" restore "*) {script};; esac\nexec runc "$@"\n',
-                   0o755)  # fmt: skip
+        case = f'case " $* " in *" checkpoint "*|*" restore "*) {script};; esac'
+        node.write(program, f'#!/bin/sh\n{case}\nexec runc "$@"\n', 0o755)
     text = node.path("/etc/nvidia-container-runtime/config.toml").read_text()
     text = re.sub(r"runtimes = .*", f'runtimes = ["{program}"]', text)
     try:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from tests.nodes.moving import (
     SMALL,
     Bundle,
@@ -33,7 +34,7 @@ def restored(node: Node, name: str, checkpoint: str, **more: object) -> Containe
 
 
 def masks(container: Container) -> dict[str, str]:
-    """What covers /proc and /sys, by mountpoint: "empty", "null", "ro" (the same, read-only), or else its file system."""
+    """What covers /proc and /sys, by mountpoint: "empty", "null", "ro" (read-only), or else its file system."""
     found = {}
     for line in container.node.path(f"/proc/{container.pid}/mountinfo").read_text().splitlines():
         words = line.split()
