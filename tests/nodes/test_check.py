@@ -18,16 +18,21 @@ HERE = Path(__file__).parent / "conditions"
 # cgroup version 1 and runc 1.1 see most things in the same way; these are the ones that could differ
 OLD = ["clean", "stopped", "flock", "tcp-established", "exec-detached", "nsenter", "bind-behind", "stdio-file"]
 
+# the workload's image without containerd: its one layer
+UNPACK = "tar -xOf /srv/workload.tar layer.tar | tar -xC /tmp/check/base"
+
 Verdicts = dict[str, dict[str, Any]]
 
 
 def judge(node: Node, names: list[str]) -> Verdicts:
     """Make these conditions in a node, all in one go, three at a time."""
+    node.path("/tmp/check/base").mkdir(parents=True, exist_ok=True)
     for name in ("holding.py", "running.py"):
-        node.path("/tmp/check").mkdir(exist_ok=True)
         shutil.copy(HERE / name, node.path("/tmp/check") / name)
+    node.run(["sh", "-ec", UNPACK], timeout=60)
     words = [f"{name}+" if name in ROWS and ROWS[name].helped else name for name in names]
-    node.run(["python3", "-B", "/tmp/check/running.py", "/tmp/check/out", *words], timeout=280)
+    node.run(["python3", "-B", "/tmp/check/running.py", "/tmp/check/out", *words], timeout=280,
+             env={"BASE": "/tmp/check/base"})  # fmt: skip
     return {name: json.loads((node.path("/tmp/check/out") / f"{name}.json").read_text()) for name in names}
 
 

@@ -78,18 +78,6 @@ def children(pid: int) -> list[int]:
         return []
 
 
-def freezer(pid: int) -> int:
-    """The version of the freezer that holds a process, by /proc/PID/cgroup: 1 or 2."""
-    try:
-        return 1 if any("freezer" in line.split(":")[1].split(",") for line in _groups(pid)) else 2
-    except OSError:
-        return 2
-
-
-def _groups(pid: int) -> list[str]:
-    return [line for line in read(f"/proc/{pid}/cgroup").splitlines() if line.count(":") >= 2]
-
-
 def _kib(facts: dict[str, str], name: str) -> int:
     return int(facts.get(name, "0").split()[0]) << 10
 

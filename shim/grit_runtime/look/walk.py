@@ -78,7 +78,7 @@ def look(pids: Iterable[int], *, spec: dict[str, Any] | None = None, init: int |
         mounts_behind=behind,
         masters=masters,
         strays=_strays(first, set(numbers)),
-        freezer=proc.freezer(first),
+        freezer=_freezer(first),
     )
 
 
@@ -260,6 +260,14 @@ def _strays(init: int, pids: set[int]) -> list[tuple[int, str]]:
             if state not in "ZX" and not _same_group(pid, init):
                 found.append((pid, name))
     return found
+
+
+def _freezer(init: int) -> int:
+    """The version of the control groups that freeze the container."""
+    try:
+        return cgroup.of(init).version
+    except Refusal:
+        return 2
 
 
 def _same_group(pid: int, init: int) -> bool:

@@ -384,8 +384,8 @@ def link_remap() -> object:
 
 @hold
 def lower_unlinked() -> object:
-    file = open("/etc/debian_version")
-    os.unlink("/etc/debian_version")
+    file = open("/etc/group")
+    os.unlink("/etc/group")
     return file
 
 

@@ -26,6 +26,7 @@ from typing import Any
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 WORK = "/tmp/conditions"
+BASE = os.environ.get("BASE", "/")  # no overlay: CRIU finds no file of a process that runs from an overlay in another
 CAPABILITIES = [
     "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_KILL", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN",
     "CAP_SYS_PTRACE", "CAP_SYSLOG", "CAP_BPF", "CAP_PERFMON", "CAP_SETUID", "CAP_SETGID", "CAP_LEASE", "CAP_IPC_LOCK",
@@ -77,11 +78,11 @@ def spec(name: str, folder: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def bundle(name: str) -> Iterator[str]:
-    """A bundle whose rootfs is an overlay of this node's own root, gone afterwards."""
+    """A bundle whose rootfs is an overlay of the folder BASE, gone afterwards."""
     folder = f"{WORK}/{name}"
     for part in ("upper", "work", "rootfs", "outside", "images"):
         os.makedirs(f"{folder}/{part}")
-    layers = f"lowerdir=/,upperdir={folder}/upper,workdir={folder}/work"
+    layers = f"lowerdir={BASE},upperdir={folder}/upper,workdir={folder}/work"
     subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, f"{folder}/rootfs"], check=True)
     try:
         with open(f"{folder}/config.json", "w") as file:
@@ -189,7 +190,7 @@ def children(pid: int) -> str:
 
 def meddle(name: str, id: str, pid: int) -> list[subprocess.Popen[bytes]]:
     """What somebody outside does to the running container."""
-    enter = ["nsenter", "--target", str(pid), "--mount", "--pid", "--uts", "--net", "--ipc", "--"]
+    enter = ["nsenter", "--target", str(pid), "--mount", "--pid", "--uts", "--net", "--ipc", "--cgroup", "--"]
     if name == "exec-session":
         child = subprocess.Popen(["runc", "exec", id, "sleep", "3600"], **QUIET)
         until(lambda: b"sleep" in names(id))
@@ -210,15 +211,15 @@ def meddle(name: str, id: str, pid: int) -> list[subprocess.Popen[bytes]]:
         command = ["sh", "-c", join, "sh", *enter, "python3", "-c", inner]
         subprocess.run(command, timeout=60, check=True, **QUIET)
     elif name == "bind-behind":
-        subprocess.run(["nsenter", "-m", "-t", str(pid), "mount", "--bind", "/etc", "/mnt"], check=True, timeout=60)
+        subprocess.run(["nsenter", "-m", "-t", str(pid), "mount", "--bind", "/etc", "/root"], check=True, timeout=60)
         tree = ctypes.CDLL(None, use_errno=True).syscall(428, -100, WORK.encode(), 1 | 0o2000000)  # open_tree(CLONE)
         code = ("import ctypes, os, sys; l = ctypes.CDLL(None); fd = int(sys.argv[1]);"
                 "l.setns(os.open(f'/proc/{sys.argv[2]}/ns/mnt', 0), 0x20000);"
-                "sys.exit(l.syscall(429, fd, b'', -100, b'/media', 4) and 1)")  # fmt: skip
+                "sys.exit(l.syscall(429, fd, b'', -100, b'/var/lib', 4) and 1)")  # fmt: skip
         subprocess.run(["python3", "-c", code, str(tree), str(pid)], check=True, pass_fds=[tree], timeout=60)
         os.close(tree)
     elif name == "tmpfs-behind":
-        subprocess.run([*enter[:3], "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], check=True, timeout=60)
+        subprocess.run([*enter[:3], "--mount", "mount", "-t", "tmpfs", "tmpfs", "/root"], check=True, timeout=60)
     elif name == "sysv-shared":
         attach = ("import ctypes, time; l = ctypes.CDLL(None); l.shmat.restype = ctypes.c_void_p;"
                   "l.shmat(0, None, 0); print(1, flush=True); time.sleep(3600)")  # fmt: skip

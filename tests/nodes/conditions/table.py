@@ -78,7 +78,7 @@ ROWS = {
     "ghost-shm": Row("ghost-too-large", "refused", "Can't dump ghost file /dev/shm/segment", "ghost-too-large", True),
     "folder-deleted": well("ghost-file", "handled"),
     "link-remap": handled("link-remap", "Can't create link remap for /tmp/one", "link-remap-off"),
-    "lower-unlinked": handled("link-remap", "Can't create link remap for /etc/debian_version", "link-remap-off"),
+    "lower-unlinked": handled("link-remap", "Can't create link remap for /etc/group", "link-remap-off"),
     "flock": handled("file-lock", "Some file locks are hold by dumping tasks", "file-locks-held"),
     "posix-lock": handled("file-lock", "Some file locks are hold by dumping tasks", "file-locks-held"),
     "ofd-lock": handled("file-lock", "Some file locks are hold by dumping tasks", "file-locks-held"),
