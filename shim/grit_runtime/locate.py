@@ -150,8 +150,11 @@ def look(root: str, parts: tuple[str, ...], name: str | None) -> Checkpoint | st
 
 
 def checkpoint(images: str, base: str) -> Checkpoint:
-    """With the archives that lie in the container's folder or, as under `ctr` and CRI, among the images."""
-    places = dict.fromkeys((base, images))
+    """With the archives that lie among the images, as under `ctr` and CRI, or in the container's folder.
+
+    CRI's CheckpointContainer adds a layer of its own there, without the names that CRIU had made for the dump alone.
+    """
+    places = dict.fromkeys((images, base))
     archives = [f"{place}/{layer.NAME}" for place in places]
     shms = [f"{place}/{known}" for place in places for known in _SHM_NAMES]
     return Checkpoint(images, base, _first(archives), _first(shms))

@@ -151,6 +151,9 @@ def test_an_archive_of_cri(root: Path, tmp_path: Path) -> None:
             assert os.path.exists(found.images) and second.base != found.base
         assert os.listdir(tmp_path / "unpacked") == [os.path.basename(found.base)]
     assert not os.listdir(tmp_path / "unpacked")
+    archive(path, "checkpoint/inventory.img", "checkpoint/rootfs-diff.tar", "rootfs-diff.tar")
+    with locate.find(str(path), "app", Restore(roots=(str(root),))) as found:
+        assert found.layer == f"{found.images}/rootfs-diff.tar", "ours, which has CRIU's own names in it"
     for bad in ({"names": ["../x"]}, {"names": ["/x"]}, {"link": "/etc/shadow"}):
         archive(path, "checkpoint/inventory.img", *bad.get("names", []), link=str(bad.get("link", "")))
         with pytest.raises(Refusal, match="checkpoint-archive-unreadable"):

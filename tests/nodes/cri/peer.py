@@ -1,9 +1,15 @@
 """The second container of a test pod: counts in the pod's /dev/shm, has System V objects, and tells over TCP.
 
 It runs as `python3 -I -S -c TEXT` in the image `workload`. ADDRESS in its environment is the pod's address. Whoever
-connects to port 8000 gets one line of JSON: `counter`, `segment` (whether its shared memory is as it was), `semaphore`
-(its value), `connection` ("alive", or the error of a connection between two sockets of the pod's first address),
-`loopback` (the same of one over 127.0.0.1), `started` (which process of the program this is).
+connects to port 8000 gets one line of JSON:
+
+counter     goes up all the time
+started     which process of the program this is
+segment     whether its shared memory (System V) is as it was
+semaphore   the value of its semaphore (System V)
+unlinked    whether an open file is as it was, of whose two names one is gone
+connection  "alive", or the error of a connection between two sockets of the pod's first address
+loopback    the same of one over 127.0.0.1
 """
 
 import ctypes
@@ -27,6 +33,10 @@ def main() -> None:
     file = os.open("/dev/shm/counter", os.O_RDWR | os.O_CREAT, 0o600)
     os.ftruncate(file, mmap.PAGESIZE)
     shared = mmap.mmap(file, mmap.PAGESIZE)
+    unlinked = os.open("/tmp/one", os.O_RDWR | os.O_CREAT)
+    os.write(unlinked, content)
+    os.link("/tmp/one", "/tmp/other")
+    os.unlink("/tmp/one")
     pairs = {"connection": pair(os.environ["ADDRESS"]), "loopback": pair("127.0.0.1")}
     server = socket.create_server(("", 8000))
     started = os.urandom(8).hex()
@@ -42,6 +52,8 @@ def main() -> None:
             "started": started,
             "segment": ctypes.string_at(address, SIZE) == content,
             "semaphore": libc.semctl(libc.semget(KEY, 1, 0o600), 0, 12),  # GETVAL
+            "unlinked": os.pread(unlinked, SIZE, 0) == content
+            and os.path.samestat(os.fstat(unlinked), os.stat("/tmp/other")),
             **{name: state(*ends) for name, ends in pairs.items()},
         }
         with server.accept()[0] as caller:
