@@ -2,21 +2,16 @@
 #define _GNU_SOURCE
 #include "simulation.h"
 
-#include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stddef.h>
-#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/uio.h>
 #include <time.h>
-#include <unistd.h>
 
 #define MOST_ALLOCATIONS 4096
 #define ID_SHIFT 40 /* a device pointer is the number of its allocation and an offset */
@@ -31,7 +26,7 @@ static pthread_cond_t opened = PTHREAD_COND_INITIALIZER;
 
 static struct allocation {
     uint64_t size;
-    int used, gpu; /* index into `seen` */
+    int used, gpu, fd; /* index into `seen`; the file that is its memory */
     char *host;    /* where its bytes are while it is checkpointed */
 } allocations[MOST_ALLOCATIONS];
 
@@ -100,42 +95,32 @@ static void file_of(int id, char *path, size_t size) {
              (unsigned long)status.st_ino, id);
 }
 
-static uint64_t used_of(const struct gpu *gpu) {
-    char path[512];
-    uint64_t total = 0;
-    snprintf(path, sizeof path, "%s/memory/%s", folder(), gpu->uuid);
-    DIR *memory = opendir(path);
-    struct dirent *entry;
-    struct stat status;
-    while (memory && (entry = readdir(memory)))
-        if (entry->d_name[0] != '.' && !fstatat(dirfd(memory), entry->d_name, &status, 0)) total += status.st_size;
-    if (memory) closedir(memory);
-    return total;
-}
-
 static int make(int id) {
     char path[512];
     struct allocation *one = &allocations[id];
-    if (used_of(seen[one->gpu]) + one->size > seen[one->gpu]->memory) return OUT_OF_MEMORY;
+    const struct gpu *gpu = seen[one->gpu];
+    if (used_of(gpu->uuid, 0, 0) + one->size > gpu->memory) return OUT_OF_MEMORY;
     file_of(id, path, sizeof path);
-    int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    if (fd < 0) return OPERATING_SYSTEM;
-    int failed = ftruncate(fd, one->size);
-    close(fd);
-    return failed ? OPERATING_SYSTEM : SUCCESS;
+    one->fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (one->fd < 0) return OPERATING_SYSTEM;
+    return flock(one->fd, LOCK_SH) || ftruncate(one->fd, one->size) ? OPERATING_SYSTEM : SUCCESS;
+}
+
+static void drop(int id) {
+    char path[512];
+    file_of(id, path, sizeof path);
+    unlink(path);
+    close(allocations[id].fd);
 }
 
 static int move(int id, uint64_t offset, char *host, uint64_t size, int out) {
-    char path[512];
-    file_of(id, path, sizeof path);
-    int fd = open(path, O_RDWR | O_CLOEXEC);
-    if (fd < 0) return INVALID_VALUE;
+    if (id <= 0 || id >= MOST_ALLOCATIONS || !allocations[id].used) return INVALID_VALUE;
     while (size) {
+        int fd = allocations[id].fd;
         ssize_t done = out ? pread(fd, host, size, offset) : pwrite(fd, host, size, offset);
         if (done <= 0) break;
         host += done, offset += done, size -= done;
     }
-    close(fd);
     return size ? OPERATING_SYSTEM : SUCCESS;
 }
 
@@ -168,12 +153,8 @@ static int checkpoint(void) {
         one->host = mmap(NULL, one->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (one->host == MAP_FAILED || move(id, 0, one->host, one->size, 1)) return OUT_OF_MEMORY;
     }
-    for (int id = 0; id < MOST_ALLOCATIONS; id++) {
-        char path[512];
-        if (!allocations[id].used) continue;
-        file_of(id, path, sizeof path);
-        unlink(path);
-    }
+    for (int id = 0; id < MOST_ALLOCATIONS; id++)
+        if (allocations[id].used) drop(id);
     close_devices();
     return SUCCESS;
 }
@@ -210,18 +191,16 @@ static int restore(void) {
     memcpy(before, seen, sizeof before);
     for (int at = 0; at < seen_count; at++) seen[at] = &node.gpus[found[at] - live.gpus];
     node = live;
-    for (int id = 0; id < MOST_ALLOCATIONS && !result; id++) {
+    int done = 0;
+    for (; done < MOST_ALLOCATIONS && !result; done++) {
+        int id = done;
         if (!allocations[id].used) continue;
         result = make(id);
         if (!result) result = move(id, 0, allocations[id].host, allocations[id].size, 0);
     }
     if (result) { /* as it was: still checkpointed */
-        for (int id = 0; id < MOST_ALLOCATIONS; id++) {
-            char path[512];
-            if (!allocations[id].used) continue;
-            file_of(id, path, sizeof path);
-            unlink(path);
-        }
+        while (done--)
+            if (allocations[done].used) drop(done);
         node = old;
         memcpy(seen, before, sizeof before);
         close_devices();
@@ -351,12 +330,12 @@ EXPORT int cuMemAllocManaged(deviceptr *pointer, size_t size, unsigned flags) {
     return cuMemAlloc_v2(pointer, size);
 }
 EXPORT int cuMemFree_v2(deviceptr pointer) {
-    char path[512];
-    int result = enter();
+    int result = enter(), id = pointer >> ID_SHIFT;
     if (result) return result;
-    file_of(pointer >> ID_SHIFT, path, sizeof path);
-    allocations[pointer >> ID_SHIFT].used = 0;
-    return leave(unlink(path) ? INVALID_VALUE : SUCCESS);
+    if (id <= 0 || id >= MOST_ALLOCATIONS || !allocations[id].used) return leave(INVALID_VALUE);
+    drop(id);
+    allocations[id].used = 0;
+    return leave(SUCCESS);
 }
 EXPORT int cuMemcpyHtoD_v2(deviceptr to, const void *from, size_t size) {
     int result = enter();

@@ -2,10 +2,6 @@
 #define _GNU_SOURCE
 #include "simulation.h"
 
-#include <dirent.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #define EXPORT __attribute__((visibility("default")))
 enum { ERROR_UNINITIALIZED = 1, ERROR_NOT_SUPPORTED = 3, ERROR_INSUFFICIENT_SIZE = 7 };
 
@@ -30,28 +26,9 @@ EXPORT int nvmlDeviceGetMigMode(struct gpu *gpu, unsigned *current, unsigned *pe
     return *current = *pending = gpu->mig, 0;
 }
 
-/* The bytes of one process on a GPU, or of all (inner 0). Files are named PID.NAMESPACE.NUMBER, as the process's own
- * PID namespace has it. */
-static unsigned long long used(struct gpu *gpu, int inner, unsigned long space) {
-    char path[512];
-    unsigned long long total = 0;
-    snprintf(path, sizeof path, "%s/memory/%s", folder(), gpu->uuid);
-    DIR *memory = opendir(path);
-    struct dirent *entry;
-    struct stat status;
-    while (memory && (entry = readdir(memory))) {
-        int pid, number;
-        unsigned long home;
-        if (sscanf(entry->d_name, "%d.%lu.%d", &pid, &home, &number) != 3 || (inner && (pid != inner || home != space))) continue;
-        if (!fstatat(dirfd(memory), entry->d_name, &status, 0)) total += status.st_size;
-    }
-    if (memory) closedir(memory);
-    return total;
-}
-
 EXPORT int nvmlDeviceGetMemoryInfo(struct gpu *gpu, struct memory *memory) {
     memory->total = gpu->memory;
-    memory->used = used(gpu, 0, 0);
+    memory->used = used_of(gpu->uuid, 0, 0);
     memory->free = memory->total - memory->used;
     return 0;
 }
@@ -78,7 +55,7 @@ EXPORT int nvmlDeviceGetComputeRunningProcesses_v3(struct gpu *gpu, unsigned *co
         while (file && fgets(line, sizeof line, file))
             if (!strncmp(line, "NSpid:", 6)) inner = atoi(strrchr(line, '\t') + 1);
         if (file) fclose(file);
-        unsigned long long bytes = inner ? used(gpu, inner, status.st_ino) : 0;
+        unsigned long long bytes = inner ? used_of(gpu->uuid, inner, status.st_ino) : 0;
         if (!bytes) continue;
         if (found < room && rows) rows[found] = (struct process){pid, bytes, 0, 0};
         found++;

@@ -11,6 +11,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #define FOLDER_VARIABLE "GPU_SIMULATION"
 #define FOLDER_DEFAULT "/var/lib/gpu-simulation"
@@ -88,6 +93,29 @@ static inline int read_node(struct node *node) {
     }
     fclose(file);
     return 0;
+}
+
+/* Bytes on a GPU, of one process (its PID as its own namespace `space` has it) or of all (0). A file in its memory is
+ * named PID.NAMESPACE.NUMBER and locked for as long as its process lives: what nobody locks any more is free. */
+static inline uint64_t used_of(const char *uuid, int inner, unsigned long space) {
+    char path[512];
+    uint64_t total = 0;
+    snprintf(path, sizeof path, "%s/memory/%s", folder(), uuid);
+    DIR *memory = opendir(path);
+    struct dirent *entry;
+    struct stat status;
+    while (memory && (entry = readdir(memory))) {
+        int pid, number;
+        unsigned long home;
+        if (sscanf(entry->d_name, "%d.%lu.%d", &pid, &home, &number) != 3) continue;
+        if (inner && (pid != inner || home != space)) continue;
+        int fd = openat(dirfd(memory), entry->d_name, O_RDONLY | O_CLOEXEC);
+        if (fd < 0) continue;
+        if (flock(fd, LOCK_EX | LOCK_NB) && !fstat(fd, &status)) total += status.st_size;
+        close(fd);
+    }
+    if (memory) closedir(memory);
+    return total;
 }
 
 #endif
