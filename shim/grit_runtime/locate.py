@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from grit_runtime import layer
-from grit_runtime.checks import refuse
+from grit_runtime.checks import Refusal, refuse
 from grit_runtime.settings import Restore
 
 SENTINEL = (
@@ -30,6 +30,7 @@ SENTINEL = (
 IMAGE, MANIFEST, FOLDER = "inventory.img", "grit.json", "checkpoint"
 _SHM_NAMES = (layer.SHM_NAME, "devshm-checkpoint.tar")  # the second is checkpointctl's
 _STEP = 0.2
+_SETTLED = 3.0  # seconds without a change, after which a copy is taken to have ended
 OWNER = 0  # who alone may have a checkpoint in hand
 
 
@@ -47,6 +48,13 @@ class Waiting(Exception):
     """Nothing is wrong, but it isn't all there yet."""
 
 
+class Arriving(Waiting):
+    """`found` is there, with its manifest, but not all that the manifest names: `lacking` has name and size here."""
+
+    def __init__(self, found: Checkpoint, lacking: tuple[tuple[str, int], ...]) -> None:
+        self.found, self.lacking = found, lacking
+
+
 @contextlib.contextmanager
 def find(
     path: str,
@@ -59,7 +67,8 @@ def find(
     """The checkpoint at `path` of the container `name`, waited for as long as `restore.wait` says (seconds). An
     archive is unpacked for the time of the context.
 
-    Complete is what has our manifest, which is written last, or lies in a folder with the sentinel file.
+    Complete is what lies in a folder with the sentinel file, or has our manifest and all that this names. Where files
+    stay short and nothing changes any more, it is not complete either, but what looks at it next says so best.
 
     Refuses checkpoint-path-invalid, checkpoint-path-outside, checkpoint-path-unsafe, container-name-invalid,
     checkpoint-not-found, download-timeout, checkpoint-archive-unreadable.
@@ -68,13 +77,21 @@ def find(
     if name is not None and not usable(name):
         raise refuse("container-name-invalid", name=name)
     end = clock() + restore.wait
+    lacking: tuple[tuple[str, int], ...] = ()
+    since = clock()
     while True:
         try:
             found = look(root, parts, name)
             break
-        except Waiting:
+        except Waiting as waiting:
             left = end - clock()
-            if left <= 0:
+            if isinstance(waiting, Arriving):
+                if waiting.lacking != lacking:
+                    lacking, since = waiting.lacking, clock()
+                if left <= 0 or clock() - since >= _SETTLED:
+                    found = waiting.found
+                    break
+            elif left <= 0:
                 reason = "download-timeout" if restore.wait else "checkpoint-not-found"
                 raise refuse(reason, path=path, name=name or "?", wait=restore.wait) from None
             sleep(min(_STEP, left))
@@ -146,7 +163,44 @@ def look(root: str, parts: tuple[str, ...], name: str | None) -> Checkpoint | st
     found = checkpoint(images, base)
     for path in filter(None, (found.layer, found.shm)):
         _trusted(path)
+    if not arrived and (lacking := _lacking(found)):
+        raise Arriving(found, lacking)
     return found
+
+
+def _lacking(found: Checkpoint) -> tuple[tuple[str, int], ...]:
+    """Names of what the manifest lists and isn't there, or is shorter than it says, with the size here (-1: none)."""
+    from grit_runtime import manifest
+
+    try:
+        listed = manifest.read(found.images)["files"]
+    except Refusal:  # the restore will say why, unless it is still being written
+        size = _size(f"{found.images}/{MANIFEST}")
+        return () if _ends(f"{found.images}/{MANIFEST}", size) else ((MANIFEST, size),)
+    beside = {layer.NAME: found.layer, layer.SHM_NAME: found.shm}  # in either place; somebody's own may be smaller
+    lacking = []
+    for name, facts in listed.items():
+        want = facts.get("size") if isinstance(facts, dict) else 0
+        have = _size(beside.get(name) or f"{found.images}/{os.path.basename(name)}")
+        if have < (0 if name in beside else want if isinstance(want, int) else 0):
+            lacking.append((name, have))
+    return tuple(lacking)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.lstat(path).st_size
+    except OSError:
+        return -1
+
+
+def _ends(path: str, size: int) -> bool:
+    """Whether a file of JSON has its last character."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return os.pread(fd, 16, max(0, size - 8)).rstrip().endswith(b"}")
+    finally:
+        os.close(fd)
 
 
 def checkpoint(images: str, base: str) -> Checkpoint:

@@ -1,5 +1,6 @@
 """Where a checkpoint may lie, and how long it is waited for."""
 
+import json
 import os
 import tarfile
 from pathlib import Path
@@ -92,6 +93,44 @@ def test_only_what_root_alone_can_change(root: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(locate, "OWNER", os.getuid() + 1)
     with pytest.raises(Refusal, match="owner"):
         find(root, root / "pod")
+
+
+def test_files_that_the_manifest_names_are_waited_for(root: Path) -> None:
+    """A copy without a sentinel that brings the manifest before the rest; and one that has stopped half-way."""
+    now = 0.0
+    steps = ["half", "whole", "layer"]
+    images = make(root / "pod/app/checkpoint")
+    files = {"pages-1.img": {"size": 8}, "rootfs-diff.tar": {"size": 8}, "../x": {"size": 1}, "odd": 7}
+    whole = {"format": 1, "node": dict.fromkeys(("kernel", "arch", "cpu", "criu", "runtime"), "")}
+    whole.update({"container": {}, "files": files, "mounts": [], "watches": {}, "fingerprints": {}, "gpu": {}})
+    (images / "odd").touch()
+    (images / "x").write_text("x")
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        step = steps.pop(0) if steps else ""
+        if step == "half":
+            (images / "grit.json").write_text(json.dumps(whole))
+        if step in ("half", "whole"):
+            (images / "pages-1.img").write_bytes(bytes(4 if step == "half" else 8))
+        elif step == "layer":
+            (root / "pod/app/rootfs-diff.tar").touch()
+
+    def search() -> float:
+        nonlocal now
+        before = now
+        restore = Restore(roots=(str(root),), wait=100)
+        with locate.find(str(root / "pod"), "app", restore, sleep=sleep, clock=lambda: now) as found:
+            assert found.images == str(images)
+        return now - before
+
+    (images / "grit.json").write_text('{"format": 1, ')
+    assert search() < 2 and not steps
+    (images / "pages-1.img").write_bytes(bytes(4))
+    assert 3 <= search() < 5, "it does not grow any more: the restore says what is wrong"
+    (root / "pod/download-state").touch()
+    assert search() == 0
 
 
 def test_what_is_missing_is_waited_for(root: Path) -> None:
