@@ -6,6 +6,7 @@ import struct
 from typing import Any
 
 import pytest
+from grit_runtime import mounts
 from grit_runtime.checks import table
 from grit_runtime.look import facts, findings, judging, needs, proc, sockets, walk
 from grit_runtime.look.containers import descendants, find, is_sandbox, names_of
@@ -105,7 +106,8 @@ def process(pid: int, parent: int = 0, **more: Any) -> Process:
 
 
 def a_look(**more: Any) -> Look:
-    empty = Look(10, [process(10), process(11, 10)], {}, [], [], [], [], [], [], [], [], [], frozenset(), [], [], [], 2)
+    nothing: list[Any] = []
+    empty = Look(10, [process(10), process(11, 10)], {}, *[nothing] * 9, frozenset(), *[nothing] * 3, 2, "")
     return empty._replace(**more)
 
 
@@ -160,6 +162,7 @@ CASES = [
     ({"processes": [process(10), process(11, 10, session=0)]}, "session-outside"),
     ({"processes": [process(10), process(11, 10, namespaces={"pid": "pid:[2]"})]}, "nested-pid-namespace"),
     ({"strays": [(12, "x")]}, "process-stray"),
+    ({"stacked": "/layer"}, "overlay-stacked"),
 ]  # fmt: skip
 
 
@@ -184,6 +187,15 @@ def test_what_processes_outside_the_tree_hold_does_not_count() -> None:
 def test_gpu_descriptors_are_left_to_the_suspension() -> None:
     held = a_look(devices=[Device((10, 3), "/dev/nvidia0", "chr", 195, 0)], mapped=[(10, "/dev/nvidia0")])
     assert findings(held) == []
+
+
+def test_overlay_on_an_overlay() -> None:
+    host = mounts.parse("1 0 0:1 / / rw - overlay o rw\n2 1 8:1 / /var/lib/containerd rw - ext4 /dev/x rw")
+    root = "1 0 0:9 / / rw - overlay overlay rw,lowerdir={},upperdir=/var/lib/containerd/2/fs,workdir=/w"
+    for lower, found in (
+        ("/var/lib/containerd/1/fs", ""), ("/var/lib/containerd/1/fs:/srv/b", "/srv/b"), ("1/fs:2/fs", ""),
+    ):  # fmt: skip
+        assert walk.stacked(mounts.parse(root.format(lower)), host) == found
 
 
 def test_every_reason_that_is_named_has_a_row() -> None:

@@ -176,6 +176,10 @@ REASONS = {
         "{object} was mounted into the container by somebody else than its runtime",
         "Nothing to do here; the restore needs the same mount in the new container's spec.",
     ),
+    "overlay-stacked": Reason(
+        "the layer {object} of the container's rootfs itself lies on an overlay, where CRIU can't find its files",
+        "Keep the containers' layers on a file system of their own (a volume at /var/lib/containerd).",
+    ),
     "host-network": Reason(
         "the container uses the host's network",
         "Its connections and addresses only come back on this node; ports must be free at the restore.",

@@ -120,7 +120,8 @@ class Look(NamedTuple):
     memory. `host_namespaces`: kinds that the container shares with the host. `mounts_behind`: mountpoints of foreign
     mounts that are in no spec; `masters`: of mounts that get their propagation from outside.
     `strays`: (pid, name) of children of the first process that are not among those looked at. `freezer`: 1 where a
-    hierarchy of cgroup version 1 freezes the container, else 2.
+    hierarchy of cgroup version 1 freezes the container, else 2. `stacked`: a lower layer of the rootfs that itself lies
+    on an overlay, or "".
     """
 
     init: int
@@ -140,6 +141,7 @@ class Look(NamedTuple):
     masters: list[str]
     strays: list[tuple[int, str]]
     freezer: int
+    stacked: str
 
     def process(self, pid: int) -> Process | None:
         """The process with this number, if it was seen."""

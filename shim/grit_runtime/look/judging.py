@@ -243,6 +243,8 @@ def _mapped(look: Look) -> Iterator[Finding]:
 def _whole(look: Look) -> Iterator[Finding]:
     for point in look.mounts_behind:
         yield _find("mount-behind-spec", HANDLED, 0, point)
+    if look.stacked:
+        yield _find("overlay-stacked", REFUSED, 0, look.stacked)
     init = look.process(look.init)
     if init is not None:
         yield from _sessions(look, init)

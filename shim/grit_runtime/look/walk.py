@@ -60,7 +60,7 @@ def look(pids: Iterable[int], *, spec: dict[str, Any] | None = None, init: int |
     outside, covered = _mounted(walk)
     alive = [process.pid for process in processes if process.namespaces.get("net")]
     networks = {process.pid: process.namespaces.get("net", "") for process in processes}
-    behind, masters = _mounts(first, spec)
+    behind, masters, stacked = _mounts(first, spec)
     return Look(
         init=first,
         processes=processes,
@@ -79,6 +79,7 @@ def look(pids: Iterable[int], *, spec: dict[str, Any] | None = None, init: int |
         masters=masters,
         strays=_strays(first, set(numbers)),
         freezer=_freezer(first),
+        stacked=stacked,
     )
 
 
@@ -313,15 +314,16 @@ def _host_namespaces(processes: Sequence[Process], init: int) -> frozenset[str]:
     return frozenset(shared)
 
 
-def _mounts(init: int, spec: dict[str, Any] | None) -> tuple[list[str], list[str]]:
-    """Mountpoints of foreign mounts behind the spec, and of mounts that are slaves of a peer group outside."""
+def _mounts(init: int, spec: dict[str, Any] | None) -> tuple[list[str], list[str], str]:
+    """Mountpoints of foreign mounts behind the spec, and of mounts that are slaves of a peer group outside; a layer of
+    the rootfs that lies on an overlay."""
     if spec is None:
-        return [], []
+        return [], [], ""
     try:
         table = mounts.read(init)
         host = mounts.read("self")
     except OSError:
-        return [], []
+        return [], [], ""
     root = f"/proc/{init}/root"
     known = mounts.known(spec, lambda path: mounts.inside(root, path))
     groups = {tag[7:] for mount in table for tag in mount.optional if tag.startswith("shared:")}
@@ -330,4 +332,36 @@ def _mounts(init: int, spec: dict[str, Any] | None) -> tuple[list[str], list[str
         for mount in table
         if any(tag.startswith("master:") and tag[7:] not in groups for tag in mount.optional)
     ]
-    return [mount.point for mount in mounts.foreign(table, known, host)], masters
+    return [mount.point for mount in mounts.foreign(table, known, host)], masters, _lost(init, table) and stacked(table, host)
+
+
+def _lost(init: int, table: Sequence[mounts.Mount]) -> str:
+    """Whether the program of the first process is on a mount that the container doesn't have ("" if not)."""
+    try:
+        fd = os.open(f"/proc/{init}/exe", os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        mount = proc.info(os.getpid(), fd).mount
+    finally:
+        os.close(fd)
+    return "" if any(mount == one.id for one in table) else "lost"
+
+
+def stacked(table: Sequence[mounts.Mount], host: Sequence[mounts.Mount]) -> str:
+    """A lower layer of the rootfs that lies on an overlay of the host, or "". The kernel then shows the files that are
+    executed and mapped on a mount of its own, which CRIU can't find. Relative layers (containerd's shortened ones) are
+    not looked at: they lie beside the upper one, which is never on an overlay."""
+    top = next((mount for mount in reversed(table) if mount.point == "/"), None)
+    if top is None or top.fstype != "overlay":
+        return ""
+    places = {mount.point: mount.fstype for mount in host}
+    for option in top.super_options:
+        name, _, value = option.partition("=")
+        for layer in mounts.unescape(value).split(":") if name in ("lowerdir", "lowerdir+") else ():
+            place = layer
+            while place.startswith("/") and place not in places:
+                place = place.rpartition("/")[0] or "/"
+            if places.get(place) == "overlay":
+                return layer
+    return ""

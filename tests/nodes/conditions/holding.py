@@ -588,7 +588,7 @@ def stopped() -> object:
 # what somebody outside does to a container that holds nothing
 OUTSIDE = (
     "traced", "exec-session", "exec-detached", "exec-daemon", "session-outside", "nsenter", "bind-behind",
-    "tmpfs-behind", "stdio-file", "stdin-null", "terminal", "terminal-inherited", "host-network",
+    "tmpfs-behind", "overlay-stacked", "stdio-file", "stdin-null", "terminal", "terminal-inherited", "host-network",
 )  # fmt: skip
 HOLD.update(dict.fromkeys(OUTSIDE, plain))
 HOLD.update({"sysv-host": sysv, "sysv-shared": sysv})

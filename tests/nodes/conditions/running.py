@@ -82,7 +82,8 @@ def bundle(name: str) -> Iterator[str]:
     folder = f"{WORK}/{name}"
     for part in ("upper", "work", "rootfs", "outside", "images"):
         os.makedirs(f"{folder}/{part}")
-    layers = f"lowerdir={BASE},upperdir={folder}/upper,workdir={folder}/work"
+    base = "/" if name == "overlay-stacked" else BASE
+    layers = f"lowerdir={base},upperdir={folder}/upper,workdir={folder}/work"
     subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, f"{folder}/rootfs"], check=True)
     try:
         with open(f"{folder}/config.json", "w") as file:

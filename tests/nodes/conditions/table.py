@@ -123,6 +123,7 @@ ROWS = {
     "many": well(),
     "bind-behind": handled("mount-behind-spec", "doesn't have a proper root mount", "mount-foreign"),
     "tmpfs-behind": well(),
+    "overlay-stacked": refused("overlay-stacked", r"Can't lookup mount=\d+ for fd=-3 path=/usr", "file-outside"),
     "host-network": well("host-network", "warning"),
 }
 STOPPED = Row("task-stopped", "refused", "", "")  # under cgroup version 1 CRIU waits forever; under 2 it dumps it
