@@ -86,7 +86,8 @@ class Pod:
     def told(self) -> dict[str, Any]:
         """What the peer says, asked over the pod's network from the node."""
         talk = f"import socket; print(socket.create_connection(({self.address!r}, 8000), 20).makefile().readline())"
-        found: dict[str, Any] = json.loads(self.node.run(["python3", "-c", talk]).stdout)
+        answer = until("an answer from the peer", lambda: self.node.run(["python3", "-c", talk], check=False).stdout)
+        found: dict[str, Any] = json.loads(answer)
         return found
 
     def remove(self) -> None:
@@ -120,7 +121,7 @@ class Container:
         notes = {} if restarts is None else {"io.kubernetes.container.restartCount": str(restarts)}
         config = {
             "metadata": {"name": name, "attempt": attempt},
-            "image": {"image": f"docker.io/library/{image}:latest"},
+            "image": {"image": image if image.startswith("/") else f"docker.io/library/{image}:latest"},
             "command": self.command,
             "envs": [{"key": key, "value": value} for key, value in (env or {}).items()],
             "mounts": [
