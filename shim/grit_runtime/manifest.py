@@ -88,7 +88,16 @@ def parse(data: bytes, path: str) -> dict[str, Any]:
     for name in ("kernel", "arch", "cpu", "criu", "runtime"):
         if not isinstance(value["node"].get(name), str):
             raise refuse("manifest-broken", path=path, error=f"node.{name} is missing or of another type")
+    if not all(isinstance(row, dict) for row in value["mounts"]):
+        raise refuse("manifest-broken", path=path, error="mounts has what is no mount")
+    files = value.setdefault("external_files", [])
+    if not isinstance(files, list) or not all(map(_three_numbers, files)):
+        raise refuse("manifest-broken", path=path, error="external_files has what is no file")
     return value
+
+
+def _three_numbers(row: object) -> bool:
+    return isinstance(row, list) and len(row) == 3 and all(type(one) is int and 0 <= one < 1 << 64 for one in row)
 
 
 SHAPE: dict[str, type] = {"node": dict, "container": dict, "files": dict, "mounts": list, "watches": dict,

@@ -67,6 +67,7 @@ class Restore:
         complete.complete(self.source.images)
         held = hostile.refusals(tasks.tasks(self.source.images), inventory.namespaces(self.source.images), self.spec)
         gates.first(held, self.allow)
+        self.watches = watches.from_json(self.manifest["watches"])
         self._find_pids_free()
         if self.manifest["container"].get("terminal") and not self.call.option("--console-socket"):
             raise refuse("terminal-needs-console", id=self.call.id)
@@ -140,8 +141,13 @@ class Restore:
     def see_images(self) -> None:
         """The images as this pod may see them."""
         edits = view.plan(self.source.images, os.listdir(self.source.images), live.hostname(self.spec),
-                          without=self._sysv_left_out())  # fmt: skip
+                          without=self._sysv_left_out(), outside=self._stdio())  # fmt: skip
         self.images = view.make(self.journal, self.source.images, edits)
+
+    def _stdio(self) -> dict[str, int | None]:
+        """Files of the host that were the container's stdio: ours take their places, and it goes on where ours stand."""
+        return {config.external_file(int(mount), int(inode))[1]: files.position(fd)
+                for mount, inode, fd in self.manifest.get("external_files", []) if fd in (0, 1, 2)}  # fmt: skip
 
     def _sysv_left_out(self) -> list[str]:
         """The kinds of System V objects that stay away; those that come into a pod's namespace go if this fails."""
@@ -247,8 +253,7 @@ class Restore:
             cgroup.move(set(cgroup.processes(group)) - set(pids), ours)
             self.journal.add("thaw", path=group.path, version=group.version)
             cgroup.freeze(group)
-        record = watches.from_json(self.manifest["watches"])
-        for problem in [*watches.reattach(record, pids), *watches.rearm(record, pids)]:
+        for problem in [*watches.reattach(self.watches, pids), *watches.rearm(self.watches, pids)]:
             self.record.note(str(problem))
 
     def settle_network(self) -> None:

@@ -13,6 +13,10 @@ REASONS = {
         "there is a container {id} already, so nothing can be restored under that name",
         "Delete it first, or restore under another name.",
     ),
+    "container-held": Reason(
+        "container {id} was restored and has not been started yet, so it isn't paused",
+        "Start it.",
+    ),
     "container-lost": Reason(
         "the container's first process {pid} ended, and its exit code went elsewhere",
         "Run it detached, and read its state.",
