@@ -106,9 +106,9 @@ def process(pid: int, parent: int = 0, **more: Any) -> Process:
 
 
 def a_look(**more: Any) -> Look:
-    nothing: list[Any] = []
-    empty = Look(10, [process(10), process(11, 10)], {}, *[nothing] * 9, frozenset(), *[nothing] * 3, 2, "")
-    return empty._replace(**more)
+    made: dict[str, Any] = dict.fromkeys(Look._fields, [])
+    made |= {"init": 10, "processes": [process(10), process(11, 10)], "links": {}, "freezer": 2, "stacked": ""}
+    return Look(**{**made, "host_namespaces": frozenset(), **more})
 
 
 def tcp(state: int, waiting: int = 0) -> Socket:

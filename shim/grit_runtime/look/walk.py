@@ -332,20 +332,21 @@ def _mounts(init: int, spec: dict[str, Any] | None) -> tuple[list[str], list[str
         for mount in table
         if any(tag.startswith("master:") and tag[7:] not in groups for tag in mount.optional)
     ]
-    return [mount.point for mount in mounts.foreign(table, known, host)], masters, _lost(init, table) and stacked(table, host)
+    behind = [mount.point for mount in mounts.foreign(table, known, host)]
+    return behind, masters, stacked(table, host) if _lost(init, table) else ""
 
 
-def _lost(init: int, table: Sequence[mounts.Mount]) -> str:
-    """Whether the program of the first process is on a mount that the container doesn't have ("" if not)."""
+def _lost(init: int, table: Sequence[mounts.Mount]) -> bool:
+    """Whether the program of the first process is on a mount that the container doesn't have."""
     try:
         fd = os.open(f"/proc/{init}/exe", os.O_PATH | os.O_CLOEXEC)
     except OSError:
-        return ""
+        return False
     try:
         mount = proc.info(os.getpid(), fd).mount
     finally:
         os.close(fd)
-    return "" if any(mount == one.id for one in table) else "lost"
+    return all(mount != one.id for one in table)
 
 
 def stacked(table: Sequence[mounts.Mount], host: Sequence[mounts.Mount]) -> str:
