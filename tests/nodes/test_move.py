@@ -227,6 +227,7 @@ def test_nothing_runs_before_start(node: Node, low: str) -> None:
                     assert sum("inotify wd:" in path.read_text() for path in watches.iterdir()) == 1
                     # time passes: CRIU, the stages and two calls took longer than ten ticks of the counter
                     assert one.call("kill", one.id, "TERM", check=False).returncode == 0 if way == "kill" else True
+                    assert "container-held" in one.call("resume", one.id, check=False).stderr
                     assert one.status() == "created"
                     assert count(one) == stood
                     if way == "kill":
