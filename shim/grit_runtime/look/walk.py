@@ -333,14 +333,17 @@ def _mounts(init: int, spec: dict[str, Any] | None) -> tuple[list[str], list[str
         if any(tag.startswith("master:") and tag[7:] not in groups for tag in mount.optional)
     ]
     behind = [mount.point for mount in mounts.foreign(table, known, host)]
-    return behind, masters, stacked(table, host) if _lost(init, table) else ""
+    layer = stacked(table, host)
+    return behind, masters, layer if layer and _lost(init, table) else ""
 
 
 def _lost(init: int, table: Sequence[mounts.Mount]) -> bool:
-    """Whether the program of the first process is on a mount that the container doesn't have."""
+    """Whether the first file that the first process has mapped is on a mount that the container doesn't have."""
+    line = next((line for line in proc.read(f"/proc/{init}/maps").splitlines() if "/" in line), "")
+    start, _, end = line.partition(" ")[0].partition("-")
     try:
-        fd = os.open(f"/proc/{init}/exe", os.O_PATH | os.O_CLOEXEC)
-    except OSError:
+        fd = os.open(f"/proc/{init}/map_files/{int(start, 16):x}-{int(end, 16):x}", os.O_PATH | os.O_CLOEXEC)
+    except (OSError, ValueError):
         return False
     try:
         mount = proc.info(os.getpid(), fd).mount
