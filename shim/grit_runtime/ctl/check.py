@@ -180,7 +180,8 @@ def screen(one: Report) -> list[str]:
     """The report as a person reads it: a line about the container, its findings with remedies, the verdict."""
     name = next(iter(one.container.names), "")
     head = f"{one.container.id[:64]}" + (f" ({name})" if name else "")
-    sizes = f"{one.processes} processes, {one.files} open files, {table.size(one.bytes)} of memory"
+    processes = "1 process" if one.processes == 1 else f"{one.processes} processes"
+    sizes = f"{processes}, {one.files} open files, {table.size(one.bytes)} of memory"
     sizes += f", {table.size(one.gpu_bytes)} on GPUs" if one.gpu_bytes else ""
     lines = [table.paint(table.visible(head), "bold"), *table.table([[sizes]]), ""]
     cells: list[tuple[table.Text, table.Text]] = []
