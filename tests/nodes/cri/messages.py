@@ -26,7 +26,7 @@ _SECURITY: Fields = {
 _METADATA: Fields = {"name": (1, "text"), "attempt": (2, "int")}
 _CONTAINER_CONFIG: Fields = {
     "metadata": (1, _METADATA),
-    "image": (2, {"image": (1, "text")}),
+    "image": (2, {"image": (1, "text"), "named": (18, "text")}),
     "command": (3, ["text"]),
     "args": (4, ["text"]),
     "envs": (6, [{"key": (1, "text"), "value": (2, "text")}]),

@@ -121,7 +121,7 @@ class Container:
         notes = {} if restarts is None else {"io.kubernetes.container.restartCount": str(restarts)}
         config = {
             "metadata": {"name": name, "attempt": attempt},
-            "image": {"image": image if image.startswith("/") else f"docker.io/library/{image}:latest"},
+            "image": {"image": f"docker.io/library/{image}:latest", "named": f"docker.io/library/{image}:latest"},
             "command": self.command,
             "envs": [{"key": key, "value": value} for key, value in (env or {}).items()],
             "mounts": [
