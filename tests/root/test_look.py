@@ -15,8 +15,8 @@ from grit_runtime import look
 from grit_runtime.look import sockets
 
 HOLDING = Path(__file__).parents[1] / "nodes/conditions/holding.py"
-# its own /tmp, and mount and network namespaces: the names that the programs use are theirs alone
-PRIVATE = 'mount -t tmpfs tmpfs /tmp && ip link set lo up && exec /usr/bin/python3 -I -S "$0" "$1"'
+# its own /tmp (where the checkout may be: the program comes as text), and mount and network namespaces: the names that the programs use are theirs alone
+PRIVATE = 'mount -t tmpfs tmpfs /tmp && ip link set lo up && exec /usr/bin/python3 -I -S -c "$0" "$1"'
 ORDINARY = {"host-network", "mount-behind-spec"}
 
 HELD = {
@@ -45,7 +45,7 @@ HELD = {
 def holding(name: str) -> Iterator[list[int]]:
     """The processes of a program that holds `name`, its first one first."""
     child = subprocess.Popen(
-        ["unshare", "--mount", "--net", "--ipc", "sh", "-ec", PRIVATE, str(HOLDING), name],
+        ["unshare", "--mount", "--net", "--ipc", "sh", "-ec", PRIVATE, HOLDING.read_text(), name],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     try:
