@@ -74,6 +74,7 @@ def test_signs_in_mappings() -> None:
     )
     assert holders.signs(text) == holders.Signs(1, True, True)
     assert holders.signs("7f06-7f07 rw-p 0 00:00 0 [stack]\n") == holders.Signs()
+    assert holders.signs("7f02-7f03 r--p 0 08:01 9 /usr/lib/libcuda.so.580.95\n") == holders.Signs()  # only read
 
 
 def test_links_alone_tell_who_holds_the_gpu() -> None:

@@ -54,7 +54,8 @@ def signs(maps: str) -> Signs:
         elif path:
             name = path.rpartition("/")[2]
             ipc = ipc or name.startswith("cuda.shm.")
-            loaded = loaded or name.startswith("libcuda.so")
+            # one that is loaded has its code mapped; a file that is only read is nobody's driver
+            loaded = loaded or name.startswith("libcuda.so") and "x" in line.split(None, 2)[1]
     return Signs(held, ipc, loaded)
 
 
