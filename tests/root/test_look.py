@@ -15,7 +15,8 @@ from grit_runtime import look
 from grit_runtime.look import sockets
 
 HOLDING = Path(__file__).parents[1] / "nodes/conditions/holding.py"
-# its own /tmp (where the checkout may be: the program comes as text), and mount and network namespaces: the names that the programs use are theirs alone
+# Its own /tmp, network and message queues: the names that the programs use are theirs alone. The program comes as text,
+# since the checkout may be in /tmp.
 PRIVATE = 'mount -t tmpfs tmpfs /tmp && ip link set lo up && exec /usr/bin/python3 -I -S -c "$0" "$1"'
 ORDINARY = {"host-network", "mount-behind-spec"}
 

@@ -120,6 +120,8 @@ def test_clean_container_has_no_findings_and_no_needs() -> None:
         sockets=[tcp(facts.TCP_LISTEN), tcp(7), Socket((10, 4), 2, "UNIX-STREAM", 1, "", "3", 0, False, "")],
         devices=[Device((10, 5), "/dev/null", "chr", 1, 3), Device((10, 6), "/dev/pts/0", "chr", 136, 0)],
         special=[Special((10, 7), "net:[1]", 0, ""), Special((10, 8), "anon_inode:[pidfd]", 11, "")],
+        shared=[Shared(10, 1, 1, 2, 2)],
+        processes=[process(10), process(11, 10, stopped=True)],
     )
     assert findings(plain, ghost_limit=1) == []
     assert needs(plain, {}) == (False, False, False, False, False, 1 << 20, False, [], False)
