@@ -43,7 +43,10 @@ SPEC: dict[str, Any] = {
         {"destination": "/usr/lib/libcuda.so.570.1", "type": "bind", "source": "/usr/lib/libcuda.so.570.1",
          "options": ["bind", "ro"]},
     ],
-    "linux": {"maskedPaths": ["/proc/keys", "/proc/acpi", "/proc/kcore", "/proc/acpi/inner"], "readonlyPaths": ["/proc/sys"]},
+    "linux": {
+        "maskedPaths": ["/proc/keys", "/proc/acpi", "/proc/kcore", "/proc/acpi/inner"],
+        "readonlyPaths": ["/proc/sys"],
+    },
 }  # fmt: skip
 
 
