@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from grit_runtime.argv import Call
 from grit_runtime.checks import refuse
 from grit_runtime.settings import Settings
-
-if TYPE_CHECKING:
-    import subprocess
 
 ASK_TIMEOUT = 60.0  # s, for questions that the next runtime answers in some milliseconds
 
@@ -118,20 +115,79 @@ def run(
     return Outcome(code if code >= 0 else 128 - code, errors)
 
 
-def ask_state(runtime: str, call: Call) -> State:
+class Question:
+    """A call that the next runtime answers on stdout while we go on: two cores do more than one.
+
+    Refuses `next-runtime-broken`; `answer` refuses `next-runtime-silent`.
+    """
+
+    def __init__(self, runtime: str, argv: Sequence[str]) -> None:
+        self.runtime, self.asked = runtime, argv[-1]
+        self._out, self._err = (os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdout", "stderr"))
+        actions = [
+            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, self._out, 1),
+            (os.POSIX_SPAWN_DUP2, self._err, 2),
+        ]
+        try:
+            self._pid = spawn([runtime, *argv], os.environ, actions)
+        except BaseException:
+            self._close()
+            raise
+
+    def answer(self) -> tuple[int, str, str]:
+        """Wait for it: (exit code, stdout, stderr). Once."""
+        import select
+
+        watch = os.pidfd_open(self._pid)
+        try:
+            poll = select.poll()
+            poll.register(watch, select.POLLIN)
+            silent = not poll.poll(ASK_TIMEOUT * 1000)
+            if silent:
+                os.kill(self._pid, 9)
+            code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+            if silent:
+                raise refuse("next-runtime-silent", path=self.runtime, question=self.asked, seconds=int(ASK_TIMEOUT))
+            texts = [os.pread(fd, os.fstat(fd).st_size, 0).decode("utf-8", "replace") for fd in (self._out, self._err)]
+        finally:
+            os.close(watch)
+            self._close()
+        return code, texts[0], texts[1]
+
+    def _close(self) -> None:
+        os.close(self._out)
+        os.close(self._err)
+
+
+def spawn(argv: Sequence[str], environment: Mapping[str, str], actions: Sequence[tuple[Any, ...]]) -> int:
+    """Start the program `argv[0]`, an absolute path; its PID. It gets our inheritable descriptors, then `actions` (of
+    os.posix_spawn). What Python changed for itself is as it was. Refuses `next-runtime-broken`. Where a checkpoint
+    waits for it, subprocess would cost more than the start itself."""
+    import signal
+
+    ignored = [one for one in (signal.SIGPIPE, signal.SIGXFSZ) if signal.getsignal(one) == signal.SIG_IGN]
+    try:
+        return os.posix_spawn(argv[0], list(argv), environment, file_actions=actions, setsigdef=ignored)
+    except OSError as error:
+        raise refuse("next-runtime-broken", path=argv[0], error=error.strerror) from error
+
+
+def state_question(runtime: str, call: Call) -> Question:
+    """Ask for the state of the container that `call` names."""
+    options = ["--root", call.root] if call.root is not None else []
+    return Question(runtime, [*options, "state", call.id])
+
+
+def ask_state(runtime: str, call: Call, question: Question | None = None) -> State:
     """The state of the container that `call` names. Refuses `container-unknown`, `next-runtime-answer`."""
     import json
-    import subprocess
 
-    options = ["--root", call.root] if call.root is not None else []
-    answer = _ask(runtime, [*options, "state", call.id])
-    if answer.returncode != 0:
-        error = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise refuse("container-unknown", id=call.id, error=error) from subprocess.CalledProcessError(
-            answer.returncode, answer.args
-        )
+    code, out, errors = (question or state_question(runtime, call)).answer()
+    if code != 0:
+        raise refuse("container-unknown", id=call.id, error=(errors.strip().splitlines() or ["no reason given"])[-1])
     try:
-        said = json.loads(answer.stdout)
+        said = json.loads(out)
         annotations = said.get("annotations") or {}
         return State(
             id=str(said["id"]),
@@ -144,34 +200,20 @@ def ask_state(runtime: str, call: Call) -> State:
         raise refuse("next-runtime-answer", path=runtime, question="state") from error
 
 
-def flavour(runtime: str) -> Flavour:
+def flavour_question(runtime: str) -> Question:
+    """Ask which low-level runtime is at the chain's end."""
+    return Question(runtime, ["--version"])
+
+
+def flavour(runtime: str, question: Question | None = None) -> Flavour:
     """Which low-level runtime answers at the chain's end. nvidia-container-runtime hands `--version` on to it."""
     import re
 
-    answer = _ask(runtime, ["--version"])
-    match = re.search(r"^(runc|crun) version ([0-9]+(?:\.[0-9]+)*)", answer.stdout, re.MULTILINE)
+    said = (question or flavour_question(runtime)).answer()[1]
+    match = re.search(r"^(runc|crun) version ([0-9]+(?:\.[0-9]+)*)", said, re.MULTILINE)
     if match is None:
         return Flavour("unknown", ())
     return Flavour(match[1], tuple(int(part) for part in match[2].split(".")))
-
-
-def _ask(runtime: str, argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    import subprocess
-
-    try:
-        return subprocess.run(
-            [runtime, *argv],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=ASK_TIMEOUT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise refuse("next-runtime-silent", path=runtime, question=argv[-1], seconds=int(ASK_TIMEOUT)) from error
-    except OSError as error:
-        raise refuse("next-runtime-broken", path=runtime, error=error.strerror) from error
 
 
 def _tee(source: int, keep: int = 1 << 16) -> str:

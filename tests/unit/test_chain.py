@@ -97,6 +97,16 @@ def test_flavour(tmp_path: Path) -> None:
     assert chain.flavour(program(tmp_path / "c", "echo youki")) == ("unknown", ())
 
 
+def test_one_that_never_answers_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain, "ASK_TIMEOUT", 0.2)
+    question = chain.Question(program(tmp_path / "next", f"echo $$ >{tmp_path}/pid; exec sleep 600"), ["--version"])
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        pass
+    with pytest.raises(Refusal, match="next-runtime-silent"):
+        question.answer()
+    assert not os.path.exists(f"/proc/{(tmp_path / 'pid').read_text().strip()}")
+
+
 def test_not_a_program(tmp_path: Path) -> None:
     broken = tmp_path / "next"
     broken.write_bytes(b"\x7fELF no")
