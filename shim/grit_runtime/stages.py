@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import select
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from grit_runtime import chain
 from grit_runtime.checks import Refusal, refuse
 from grit_runtime.journal import Journal
 
@@ -24,7 +24,8 @@ CAN_FAIL = frozenset({"pre-dump", "network-lock", "post-dump", "pre-restore", "s
 
 
 class Ended(NamedTuple):
-    """How the next runtime ended: exit code (negative: by that signal), stderr if it was kept, a handler's error."""
+    """How the next runtime ended: exit code (negative: by that signal), stderr if it was kept, a handler's error, and
+    when each stage with a handler was reached."""
 
     code: int
     stderr: str
@@ -43,8 +44,10 @@ def run(
     environment: Mapping[str, str],
     keep_stderr: bool,
     timeout: float,
+    meanwhile: Callable[[], None] | None = None,
 ) -> Ended:
     """Run `argv` to its end. `handlers` are called with the PID of the container's init at their stage (0: none yet).
+    `meanwhile` is called when it has been started.
 
     A handler's exception fails its stage (where CRIU lets it) and is returned as `error`. With `keep_stderr` what the
     runtime writes there is kept; without it the descriptor is inherited, as a restored container's has to be.
@@ -60,21 +63,25 @@ def run(
     ask = os.open(folder + "/ask", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     answer = os.open(folder + "/answer", os.O_RDWR | os.O_CLOEXEC)
     step = journal.add("end-runtime", stages=folder)
-    child = subprocess.Popen(
-        argv,
-        env={**environment, "GRIT_STAGES": folder},
-        stderr=subprocess.PIPE if keep_stderr else None,
-        close_fds=False,
-    )
+    errors, theirs = os.pipe() if keep_stderr else (-1, -1)
     try:
-        ended = _serve(child, ask, answer, handlers, time.monotonic() + timeout)
+        wanted = {"GRIT_STAGES": folder, "GRIT_WANTED": " ".join(handlers)}
+        actions = [(os.POSIX_SPAWN_DUP2, theirs, 2)] if keep_stderr else []
+        child = chain.spawn(argv, {**environment, **wanted}, actions)
+        if keep_stderr:
+            os.close(theirs)
+            theirs = -1
+        if meanwhile:
+            meanwhile()
+        ended = _serve(child, errors, ask, answer, handlers, time.monotonic() + timeout)
         if ended is None:
             journal.undo(step)
-            child.wait()
+            os.waitpid(child, 0)
             raise refuse("runtime-timeout", command=os.path.basename(argv[0]), seconds=round(timeout))
     finally:
-        os.close(ask)
-        os.close(answer)
+        for fd in (ask, answer, errors, theirs):
+            if fd >= 0:
+                os.close(fd)
     journal.forget(step)
     return ended
 
@@ -87,14 +94,14 @@ def no_plugins(journal: Journal) -> str:
 
 
 def _serve(
-    child: subprocess.Popen[bytes], ask: int, answer: int, handlers: Mapping[str, Handler], end: float
+    child: int, errors: int, ask: int, answer: int, handlers: Mapping[str, Handler], end: float
 ) -> Ended | None:
     poll = select.poll()
-    exited = os.pidfd_open(child.pid)
+    exited = os.pidfd_open(child)
     poll.register(exited, select.POLLIN)
     poll.register(ask, select.POLLIN)
-    if child.stderr:
-        poll.register(child.stderr.fileno(), select.POLLIN)
+    if errors >= 0:
+        poll.register(errors, select.POLLIN)
     said = b""
     error: Exception | None = None
     seen: dict[str, float] = {}
@@ -104,11 +111,11 @@ def _serve(
             ready = dict(poll.poll(max(0.0, end - time.monotonic()) * 1000))
             if not ready:
                 return None
-            if child.stderr and child.stderr.fileno() in ready:
-                part = os.read(child.stderr.fileno(), 65536)
+            if errors in ready:
+                part = os.read(errors, 65536)
                 said += part
                 if not part:
-                    poll.unregister(child.stderr.fileno())
+                    poll.unregister(errors)
             if ask in ready:
                 for line in os.read(ask, 4096).decode().splitlines():
                     stage, pid = line.split()[:2]
@@ -117,17 +124,15 @@ def _serve(
                     error = error or problem
                     os.write(answer, b"1\n" if problem and stage in CAN_FAIL else b"0\n")
             running = exited not in ready
-        code = child.wait()
-        while child.stderr and _waiting(child.stderr.fileno()):
-            part = os.read(child.stderr.fileno(), 65536)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        while errors >= 0 and _waiting(errors):
+            part = os.read(errors, 65536)
             if not part:
                 break
             said += part
         return Ended(code, said.decode(errors="replace"), error, seen)
     finally:
         os.close(exited)
-        if child.stderr:
-            child.stderr.close()
 
 
 def _handle(handler: Handler | None, pid: int) -> Exception | None:
