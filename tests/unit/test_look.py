@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from grit_runtime import mounts
 from grit_runtime.checks import table
-from grit_runtime.look import facts, findings, judging, needs, proc, sockets, walk
+from grit_runtime.look import facts, findings, judging, needs, proc, sockets, surroundings
 from grit_runtime.look.containers import descendants, find, is_sandbox, names_of
 from grit_runtime.look.facts import Device, File, Lock, Look, Outside, Process, Shared, Socket, Special
 
@@ -62,7 +62,7 @@ def test_inet_table() -> None:
 
 def test_netlink_and_shm_tables() -> None:
     assert sockets.netlink(NETLINK) == {21: 4352, 22: 0}
-    assert walk.shm_table(SHM) == {5: (1048576, 2)}
+    assert surroundings.shm_table(SHM) == {5: (1048576, 2)}
 
 
 def diag(kind: int, state: int, inode: int, **attributes: bytes) -> bytes:
@@ -197,7 +197,7 @@ def test_overlay_on_an_overlay() -> None:
     for lower, found in (
         ("/var/lib/containerd/1/fs", ""), ("/var/lib/containerd/1/fs:/srv/b", "/srv/b"), ("1/fs:2/fs", ""),
     ):  # fmt: skip
-        assert walk.stacked(mounts.parse(root.format(lower)), host) == found
+        assert surroundings.stacked(mounts.parse(root.format(lower)), host) == found
 
 
 def test_every_reason_that_is_named_has_a_row() -> None:
