@@ -219,4 +219,5 @@ def test_terminal(node: Node, pods: Make) -> None:
     peer = pod.peer(tty=True)
     assert pod.told()["started"] == told["started"]
     until("what it writes to its terminal", lambda: "told" in peer.output())
+    assert "hello" in peer.attach("hello", "hello"), "its terminal echoes"
     assert peer.exec("sh", "-c", "readlink /proc/1/fd/1").startswith("/dev/pts/")

@@ -17,6 +17,7 @@ from .wire import Message
 #: what the kubelet asks to be masked
 MASKED = ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats",
           "/proc/sched_debug", "/proc/scsi", "/sys/firmware"]  # fmt: skip
+ATTACH = Path(__file__).with_name("attach.py").read_text()
 PEER = ["/usr/bin/python3", "-I", "-S", "-c", Path(__file__).with_name("peer.py").read_text()]
 READONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 
@@ -132,6 +133,7 @@ class Container:
             "annotations": {**notes, **(annotations or {})},
             "log_path": f"{name}/{attempt}.log",
             "tty": tty,
+            "stdin": tty,
             "linux": {
                 "resources": {"memory_limit": memory} if memory else {},
                 "security_context": {
@@ -175,6 +177,11 @@ class Container:
         assert answer.get("exit_code", 0) == 0, (argv, answer)
         out: bytes = answer.get("stdout", b"")
         return out.decode()
+
+    def attach(self, line: str, wanted: str) -> str:
+        """Sends `line` to its stdin and waits for `wanted` from it; what came. For a container with a terminal."""
+        answer = self.cri.call("Attach", container_id=self.id, stdin=1, tty=1, stdout=1)
+        return self.node.run(["python3", "-c", ATTACH, answer["url"], line, wanted]).stdout
 
     def output(self) -> str:
         """What it wrote, out of the log that containerd writes for the kubelet."""
