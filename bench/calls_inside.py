@@ -13,7 +13,7 @@ import time
 
 OURS, THEIRS = "/usr/bin/grit-runtime", "/usr/bin/nvidia-container-runtime"
 FOLDER = "/tmp/bench"
-CALLS, LIVES = 150, 25
+CALLS, LIVES = 200, 40
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h: the containers' processes become our children, as they become a shim's
 
 
@@ -63,8 +63,17 @@ def life(runtime: str, text: str) -> dict[str, float]:
     return {**times, "life": sum(times.values())}
 
 
+def alone() -> None:
+    """Go before what else runs on this machine, as far as we may; both sides get the same."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    except OSError:
+        pass
+
+
 def main() -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    alone()
     text = bundle(sys.argv[1])
     times: dict[str, tuple[list[float], list[float]]] = {}
 
@@ -81,12 +90,15 @@ def main() -> None:
     with open(f"{FOLDER}/bundle/config.json", "w") as file:
         file.write(text)
     timed(OURS, "create", "--bundle", f"{FOLDER}/bundle", "--pid-file", f"{FOLDER}/pid", "bench")
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cpus)})  # a call is one thread; without its moves between CPUs the figure holds still
     try:
         for turn in range(CALLS):
             for side, runtime in sorted(enumerate((OURS, THEIRS)), reverse=bool(turn % 2)):
                 note("--version", side, timed(runtime, "--version"))
                 note("state", side, timed(runtime, "state", "bench"))
     finally:
+        os.sched_setaffinity(0, cpus)
         timed(OURS, "delete", "--force", "bench")
         shutil.rmtree(FOLDER)
     print(json.dumps(times))

@@ -22,21 +22,24 @@ class Figure(NamedTuple):
 
 
 def added(name: str, ours: Sequence[float], theirs: Sequence[float], limit: float | None = None) -> Figure:
-    """What we add to a time (s, both taken in turn in one run): the difference of the medians, in ms."""
-    mine, plain = statistics.median(ours) * 1e3, statistics.median(theirs) * 1e3
-    return Figure(name, mine - plain, "ms", limit, f"{mine:.2f} ms with us, {plain:.2f} ms without, n = {len(ours)}")
+    """What we add to a time (s), in ms: the median of the differences of pairs that were taken one after the other, so
+    that a machine that is slower for a while is so for both.
+    """
+    mine, plain, more = _medians(ours, theirs)
+    how = f"{mine * 1e3:.2f} ms with us, {plain * 1e3:.2f} without, n = {len(ours)}"
+    return Figure(name, more * 1e3, "ms", limit, how)
 
 
 def share(name: str, ours: Sequence[float], theirs: Sequence[float], limit: float | None = None) -> Figure:
     """The same as a share of the time without us, in percent."""
-    mine, plain = statistics.median(ours) * 1e3, statistics.median(theirs) * 1e3
-    how = f"{mine:.1f} ms with us, {plain:.1f} ms without, n = {len(ours)}"
-    return Figure(name, (mine / plain - 1) * 100, "%", limit, how)
+    mine, plain, more = _medians(ours, theirs)
+    how = f"{mine * 1e3:.1f} ms with us, {plain * 1e3:.1f} without, n = {len(ours)}"
+    return Figure(name, more / plain * 100, "%", limit, how)
 
 
-def told(name: str, ours: Sequence[float]) -> Figure:
-    """A part of our own time (s), in ms, without another side and without a limit."""
-    return Figure(name, statistics.median(ours) * 1e3, "ms", None, f"median, n = {len(ours)}")
+def _medians(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
+    more = statistics.median(mine - plain for mine, plain in zip(ours, theirs, strict=True))
+    return statistics.median(ours), statistics.median(theirs), more
 
 
 def table(figures: Iterable[Figure]) -> str:
