@@ -7,6 +7,7 @@ differs in these; an edit made to deceive may not, and wouldn't need to come thr
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import stat
@@ -70,3 +71,12 @@ def fingerprints(root_fd: int, paths: Iterable[str]) -> dict[str, str]:
         if value:
             found[path] = value
     return found
+
+
+def position(fd: int) -> int | None:
+    """Where reading or writing at `fd` goes on, in bytes; None for what has no such place: a pipe, a terminal."""
+    facts = os.fstat(fd)
+    if not stat.S_ISREG(facts.st_mode):
+        return None
+    appends = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND
+    return facts.st_size if appends else os.lseek(fd, 0, os.SEEK_CUR)

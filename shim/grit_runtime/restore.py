@@ -145,7 +145,7 @@ class Restore:
         self.images = view.make(self.journal, self.source.images, edits)
 
     def _stdio(self) -> dict[str, int | None]:
-        """Files of the host that were the container's stdio: ours take their places, and it goes on where ours stand."""
+        """Files of the host that were the container's stdio: it goes on with ours, where they stand."""
         return {config.external_file(int(mount), int(inode))[1]: files.position(fd)
                 for mount, inode, fd in self.manifest.get("external_files", []) if fd in (0, 1, 2)}  # fmt: skip
 

@@ -44,7 +44,8 @@ class Terminal:
         self._master = fds[0]
         self._resize()
         signal.signal(signal.SIGWINCH, self._resize)
-        tty.setraw(0)
+        _raw(0)
+        _as_written(self._master)
         self._thread.start()
 
     def close(self) -> None:
@@ -68,6 +69,21 @@ class Terminal:
                 inputs.remove(0)
             if self._stop[0] in ready and self._master not in ready:
                 return
+
+
+def _raw(terminal: int) -> None:
+    """Every key goes through; what comes is shown with a carriage return at each line's end, as under runc."""
+    tty.setraw(terminal, termios.TCSANOW)
+    mode = termios.tcgetattr(terminal)
+    mode[1] |= termios.OPOST | termios.ONLCR
+    termios.tcsetattr(terminal, termios.TCSANOW, mode)
+
+
+def _as_written(master: int) -> None:
+    """No carriage returns from the container's side, where runc doesn't let them be made either."""
+    mode = termios.tcgetattr(master)
+    mode[1] &= ~termios.ONLCR
+    termios.tcsetattr(master, termios.TCSANOW, mode)
 
 
 def _move(source: int, target: int) -> bool:

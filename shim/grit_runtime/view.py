@@ -1,19 +1,21 @@
 """The images as this pod may see them: a read-only overlay of the image folder and the few files that must differ.
 
 CRIU writes what an image says into namespaces that may be the pod's own: the hostname, SysV IPC objects. The folder
-itself is never changed, and nothing is copied.
+itself is never changed, and little is copied.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from grit_runtime import mounting
 from grit_runtime.journal import Journal
 
+NOTHING: Mapping[str, int | None] = MappingProxyType({})
 HIDDEN = os.makedev(0, 0)  # an overlay's whiteout: a character device 0:0
 
 
@@ -24,10 +26,15 @@ class Edits(NamedTuple):
     hidden: list[str]
 
 
-def plan(images: str, names: list[str], hostname: str | None, *, without: Collection[str]) -> Edits:
-    """What this pod needs: the live `hostname` in the image of a uts namespace (None: as in the image), and no System V
-    objects of the kinds `without` (shm, sem, msg). `names` are the files in `images`."""
+def plan(
+    images: str, names: list[str], hostname: str | None, *,
+    without: Collection[str], outside: Mapping[str, int | None] = NOTHING,
+) -> Edits:  # fmt: skip
+    """What this pod needs: the live `hostname` in the image of a uts namespace (None: as in the image), no System V
+    objects of the kinds `without` (shm, sem, msg), and external files at the positions `outside` (openfiles.at_home).
+    `names` are the files in `images`."""
     from grit_runtime.criu import images as criu
+    from grit_runtime.criu import openfiles
 
     replaced, hidden = {}, []
     for name in names:
@@ -36,6 +43,9 @@ def plan(images: str, names: list[str], hostname: str | None, *, without: Collec
                 replaced[name] = criu.with_hostname(file.read(), hostname)
         elif name.startswith(tuple(f"ipcns-{kind}-" for kind in without)):
             hidden.append(name)
+        elif name == "files.img" and outside:
+            with open(f"{images}/{name}", "rb") as file:
+                replaced[name] = openfiles.at_home(file.read(), outside)
     return Edits(replaced, hidden)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from grit_runtime.criu import imagefile
 from grit_runtime.criu.imagefile import Path, entries
-from grit_runtime.criu.protobuf import Message
+from grit_runtime.criu.protobuf import BITS, Message
 
 # enum fd_types -> (name, field of file_entry that holds the rest)
 KINDS = {
@@ -134,6 +135,25 @@ def watches(folder: Path) -> int:
     number = {"inotify": 5, "fanotify": 6}
     found = (file for file in open_files(folder) if file.kind in number)
     return sum(len(file.message.messages(number[file.kind])) for file in found)
+
+
+def at_home(data: bytes, places: Mapping[str, int | None]) -> bytes:
+    """The bytes of files.img with external files taken as they are on this node: `places` has their names in the image
+    and the position to go on at, None for a pipe or a terminal, which has none.
+
+    CRIU opens what it inherits anew, compares size and mode with the dumped ones, and seeks (criu/files-reg.c).
+    """
+    return imagefile.rewritten(data, "files.img", lambda entry: _at_home(entry, places))
+
+
+def _at_home(entry: Message, places: Mapping[str, int | None]) -> Message:
+    file = _open_file(entry)
+    name = file.message.text(6)
+    if file.kind != "file" or not file.external or name not in places:
+        return entry
+    place = places[name]
+    message = file.message.replaced(3, BITS if place is None else place).replaced(8, None).replaced(10, None)
+    return entry.replaced(KINDS[1][1], message.encode())
 
 
 def _open_file(entry: Message) -> OpenFile:
