@@ -5,35 +5,43 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from grit_runtime import cgroup, chain, files, gpu, layer, look, manifest, mounts, stages, watches
+from grit_runtime import cgroup, chain, layer, look, manifest, mounts, process, stages, watches
 from grit_runtime import spec as specs
 from grit_runtime.argv import Call
 from grit_runtime.checks import refuse
-from grit_runtime.criu import config, features, log
+from grit_runtime.criu import config, features
 from grit_runtime.journal import Journal
 from grit_runtime.recording import Recording
 from grit_runtime.settings import Settings
 
 if TYPE_CHECKING:
+    from grit_runtime.aside import Aside
+    from grit_runtime.gpu import Suspension
     from grit_runtime.watches import Record
+
+Asked = tuple[chain.Question, chain.Question]  # for the flavour, for the state
 
 
 class Dump:
     """A container that is being dumped. What the steps find out stands in attributes."""
 
-    def __init__(self, call: Call, settings: Settings, runtime: str, journal: Journal, record: Recording) -> None:
-        self.call, self.settings, self.runtime = call, settings, runtime
+    def __init__(
+        self, call: Call, settings: Settings, runtime: str, journal: Journal, record: Recording, asked: Asked
+    ) -> None:
+        self.call, self.settings, self.runtime, self.asked = call, settings, runtime, asked
         self.journal, self.record = journal, record
         self.images = os.path.abspath(call.option("--image-path") or "checkpoint")
         # Without the option runc puts its log into the image folder, crun into the current one.
         self.work = os.path.abspath(call.option("--work-path") or self.images)
         self.leave_running = call.flag("--leave-running")
         self.sums: manifest.Sums | None = None
+        self.suspension: Suspension | None = None
+        self.aside: Aside | None = None
 
     def look(self) -> None:
         """Find out what the container is made of and what CRIU must be told; refuse what can't work."""
-        self.flavour = chain.flavour(self.runtime)
-        self.state = chain.ask_state(self.runtime, self.call)
+        self.flavour = chain.flavour(self.runtime, self.asked[0])
+        self.state = chain.ask_state(self.runtime, self.call, self.asked[1])
         if self.state.status not in ("running", "paused"):
             raise refuse("container-not-running", id=self.state.id, status=self.state.status)
         self.spec = specs.read(self.state.bundle)
@@ -46,15 +54,24 @@ class Dump:
         self.watches: Record = watches.resolve(watches.from_links(self.seen.links, self.pids), self.state.pid)
         self.overlay = layer.overlay(self.mountinfo) if self.settings.checkpoint.rw_layer else None
         self.shm = layer.shm_of(self.mountinfo, self.host_mounts) if self.settings.checkpoint.shm else None
-        self.fingerprints = self._fingerprints()
-        self.suspension = gpu.plan(self.settings.cuda, self.pids, self.seen.links, self.spec)
+        self._look_at_gpu()
 
     def _look_at_processes(self) -> None:
         self.seen = look.look(self.pids, spec=self.spec, init=self.state.pid)
         look.refuse_what_fails(self.seen, self.settings)
         self.needs = look.needs(self.seen, self.spec)
 
+    def _look_at_gpu(self) -> None:
+        from grit_runtime.cuda import holders
+
+        if holders.candidates(self.pids, self.seen.links):
+            from grit_runtime import gpu
+
+            self.suspension = gpu.plan(self.settings.cuda, self.pids, self.seen.links, self.spec)
+
     def _fingerprints(self) -> dict[str, str]:
+        from grit_runtime import files
+
         root = os.open(f"/proc/{self.state.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             return files.fingerprints(root, files.mapped(self.pids))
@@ -78,7 +95,7 @@ class Dump:
     def suspend_gpu(self) -> None:
         """Move the GPU's memory into the processes; CUDA can't do that in a paused container, so it is thawed."""
         self.on_gpu = self.thawed = False
-        if not self.suspension.holders:
+        if self.suspension is None or not self.suspension.holders:
             return
         if self.paused:
             self.journal.add("freeze", path=self.group.path, version=self.group.version)
@@ -93,16 +110,25 @@ class Dump:
         if not self.paused or self.thawed:
             self.journal.add("thaw", path=self.group.path, version=self.group.version)
             cgroup.freeze(self.group)
+        else:
+            # CRIU thaws it while it holds the tasks itself; where CRIU is killed it would stay so.
+            self.journal.add("freeze", path=self.group.path, version=self.group.version)
         now = cgroup.processes(self.group)
         if now != self.pids or not self.paused or self.thawed:
             self.pids = now
             self._look_at_processes()
         self.watches = watches.settle(self.watches, self.seen.links, self.state.pid)
         if self.on_gpu:
+            from grit_runtime import gpu
+
             gpu.prove_absent(self.pids)
 
-    def describe(self) -> None:
-        """Take down for the manifest what can't be seen any more when the tasks are gone."""
+    def _take_down(self) -> None:
+        """What the manifest needs and can't be seen when the tasks are gone. Load what is called after CRIU."""
+        from importlib import import_module
+
+        self.fingerprints = self._fingerprints()
+        import_module("grit_runtime.undo")
         self.described = mounts.describe(
             self.mountinfo, self.spec, self.host_mounts, self._inside,
             is_dir=lambda path: os.path.isdir(f"/proc/{self.state.pid}/root{path}"), runtime=self.flavour.name,
@@ -125,7 +151,8 @@ class Dump:
         externals = mounts.dump_externals(self.mountinfo, self.spec, self.host_mounts, self._inside)
         with open(path, "w") as file:
             file.write(config.text(self._options(externals)))
-        self.sums = manifest.Sums(self.images)
+        locked = self.journal.add("unlock-network", pid=self.state.pid, start=process.started(self.state.pid),
+                                  path=self.group.path, version=self.group.version)  # fmt: skip
         ended = stages.run(
             [self.runtime, *self.call.rebuilt(add=self._switches())],
             self.journal,
@@ -133,18 +160,29 @@ class Dump:
             environment={**os.environ, "CRIU_CONFIG_FILE": path},
             keep_stderr=True,
             timeout=self.settings.checkpoint.timeout,
+            meanwhile=self._meanwhile,
         )
         found = [p for p in (f"{self.work}/dump.log", f"{self.images}/dump.log") if os.path.exists(p)]
         self.record.logs += found[:1]
         if ended.error:
             raise ended.error
         if ended.code != 0:
+            from grit_runtime.criu import log
+
             cause = log.summary(found[0]) if found else ""
             last = ended.stderr.strip().splitlines()[-1:] or [f"exit code {ended.code}"]
             # containerd shows the first line of stderr alone, so what the runtime said goes into the record.
             self.record.content["runtime_said"] = ended.stderr
             raise self.record.failed("dump-failed", id=self.state.id, error=cause or last[0], log=self.work)
+        self.journal.forget(locked)
         os.write(2, ended.stderr.encode())
+
+    def _meanwhile(self) -> None:
+        """The runtime starts CRIU, which has its own work to do for a while: so do we, beside it."""
+        from grit_runtime.aside import Aside
+
+        self.aside = Aside(self._take_down)
+        self.sums = manifest.Sums(self.images)
 
     def _options(self, externals: list[tuple[str, str]]) -> config.Options:
         needs = self.needs
@@ -179,6 +217,8 @@ class Dump:
     def _save_layer(self, _pid: int) -> None:
         """CRIU is done and holds the tasks still; only now are all its link_remap files in the rw layer."""
         root = f"/proc/{self.state.pid}/root"
+        assert self.aside is not None
+        self.aside.wait()
         with self.record.phase("layer"):
             if self.overlay:
                 saved = layer.save(self.overlay, root, f"{self.images}/{layer.NAME}")
@@ -189,7 +229,9 @@ class Dump:
     def write_manifest(self) -> None:
         """Say what this checkpoint is: the last step, so that images without it are none."""
         assert self.sums is not None
-        if self.on_gpu:
+        if self.on_gpu and self.suspension:
+            from grit_runtime import gpu
+
             gpu.prove_in_images(self.images, self.suspension.taken)
         names = [n for n in os.listdir(self.images) if os.path.isfile(f"{self.images}/{n}") and n not in ("dump.log",)]
         sums = self.sums.finish(names)
@@ -205,7 +247,7 @@ class Dump:
             "external_files": [[mount, inode, fd] for mount, inode, fd in self.needs.external_files],
             "watches": watches.to_json(self.watches),
             "fingerprints": self.fingerprints,
-            "gpu": self.suspension.description,
+            "gpu": self.suspension.description if self.suspension else {},
         })  # fmt: skip
         self._move_layer()
 
@@ -239,4 +281,3 @@ class Dump:
         for name in os.listdir(self.images) if os.path.isdir(self.images) else []:
             if name.endswith(".img") or name in (layer.NAME, layer.SHM_NAME, "descriptors.json"):
                 os.unlink(f"{self.images}/{name}")
-

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -40,6 +39,7 @@ UNDO = {
     "remove-shm": "undo:remove_shm",
     "remove-sysv": "undo:remove_sysv",
     "unlend": "undo:unlend",
+    "unlock-network": "undo:unlock_network",
 }
 
 
@@ -127,7 +127,7 @@ def undo(folder: str) -> list[str]:
     """`gritctl recover`: undo what `folder` holds and remove it. Returns the problems; with any, the folder stays."""
     problems = undo_all(folder)
     if not problems:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
     return problems
 
 
@@ -154,15 +154,22 @@ def operation(name: str, lock: int = -1) -> Iterator[Journal]:
         if problems:
             os.unlink(folder + "/owner")  # nobody works on it any more, once the guardian has tried too
         else:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             os.write(watch[1], b"x")
         os.close(watch[1])
         os.waitpid(watch[0], 0)
 
 
+def _remove(folder: str) -> None:
+    import shutil  # not before the work is done
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def _guard(folder: str, lock: int) -> tuple[int, int]:
     """Start the guardian of `folder`: (its PID, our end of the pipe)."""
     read, write = os.pipe()
+    owner = os.getpid()
     pid = os.fork()
     if pid:
         os.close(read)
@@ -176,7 +183,9 @@ def _guard(folder: str, lock: int) -> tuple[int, int]:
         _name("grit-guardian")
         _close_others({read, lock})
         if os.read(read, 1) != b"x" and not undo_all(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
+        if lock >= 0 and os.getppid() != owner:
+            os.unlink(os.readlink(f"/proc/self/fd/{lock}"))  # as its holder would have
     finally:
         os._exit(0)
 

@@ -6,12 +6,9 @@ gives values to compare with this node's and keys to look up, never a path to mo
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import platform
 import stat
-import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,10 +23,11 @@ LIMIT = 64 << 20  # a manifest larger than this isn't one
 
 def node() -> dict[str, str]:
     """What of this node a restore elsewhere depends on; versions of programs are added by the caller."""
+    known = os.uname()
     return {
-        "hostname": platform.node(),
-        "kernel": platform.release(),
-        "arch": platform.machine(),
+        "hostname": known.nodename,
+        "kernel": known.release,
+        "arch": known.machine,
         "cpu": " ".join(sorted(cpu_flags())),
     }
 
@@ -112,6 +110,8 @@ class Sums:
     """
 
     def __init__(self, folder: str) -> None:
+        import threading
+
         self._folder = folder
         self._pieces: dict[str, list[str]] = {}
         self._done = threading.Event()
@@ -150,6 +150,8 @@ def sums(folder: str, names: Iterable[str], known: dict[str, list[str]] | None =
 
     `known`: pieces that were hashed before, from each file's beginning on.
     """
+    import threading
+
     found: dict[str, dict[str, Any]] = {}
     work: list[tuple[list[str], int, str, int]] = []
     for name in sorted(names):
@@ -203,6 +205,8 @@ def differences(folder: str, files: dict[str, Any], *, content: bool) -> list[tu
 
 
 def _hash(path: str, start: int) -> str:
+    import hashlib  # in the thread that hashes: it loads OpenSSL
+
     digest = hashlib.sha256()
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:

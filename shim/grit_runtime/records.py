@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -66,7 +65,11 @@ def safe_name(name: str) -> str:
     """`name` as one name in a folder: what isn't plain becomes %XX, and a long one ends in a digest of itself."""
     data = name.encode("utf-8", "surrogateescape")
     plain = re.sub(rb"[^A-Za-z0-9_+.-]|^\.|^$", lambda m: b"%%%02X" % m[0][0] if m[0] else b"%", data).decode()
-    return plain if len(plain) <= 200 else f"{plain[:160]}%{hashlib.sha256(data).hexdigest()[:32]}"
+    if len(plain) <= 200:
+        return plain
+    import hashlib
+
+    return f"{plain[:160]}%{hashlib.sha256(data).hexdigest()[:32]}"
 
 
 def keep(

@@ -93,9 +93,7 @@ def no_plugins(journal: Journal) -> str:
     return folder
 
 
-def _serve(
-    child: int, errors: int, ask: int, answer: int, handlers: Mapping[str, Handler], end: float
-) -> Ended | None:
+def _serve(child: int, errors: int, ask: int, answer: int, handlers: Mapping[str, Handler], end: float) -> Ended | None:
     poll = select.poll()
     exited = os.pidfd_open(child)
     poll.register(exited, select.POLLIN)

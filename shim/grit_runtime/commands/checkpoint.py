@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from grit_runtime import chain, container, journal
 from grit_runtime.argv import Call
-from grit_runtime.dump import Dump
-from grit_runtime.recording import recording
 from grit_runtime.settings import Settings
 
 
@@ -16,19 +14,27 @@ def run(call: Call, settings: Settings) -> int:
         # A pre-dump writes memory pages alone and lets the container run: there is nothing for us to take away.
         chain.execute(runtime, call.rebuilt())
     name = "checkpoint-" + container.key(call.root or "", call.id)
-    with (
-        container.locked(call.root or "", call.id) as lock,
-        journal.operation(name, lock) as undo,
-        recording("dump", call.id, settings) as record,
-    ):
-        dump = Dump(call, settings, runtime, undo, record)
+    with container.locked(call.root or "", call.id) as lock:
+        # These are answered while we load the modules that follow; the guardian is forked before there are many.
+        asked = chain.flavour_question(runtime), chain.state_question(runtime, call)
+        with journal.operation(name, lock) as undo:
+            return _recorded(call, settings, runtime, undo, asked)
+
+
+def _recorded(
+    call: Call, settings: Settings, runtime: str, undo: journal.Journal, asked: tuple[chain.Question, chain.Question]
+) -> int:
+    from grit_runtime.dump import Dump
+    from grit_runtime.recording import recording
+
+    with recording("dump", call.id, settings) as record:
+        dump = Dump(call, settings, runtime, undo, record, asked)
         with record.phase("look"):
             dump.look()
             dump.open_images()
         try:
             with record.phase("suspend"):
                 dump.suspend_gpu()
-            dump.describe()
             with record.phase("frozen"):
                 dump.freeze()
                 dump.detach()
