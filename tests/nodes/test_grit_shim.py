@@ -157,9 +157,13 @@ def test_sentinel_is_awaited(cri: Cri) -> None:
         thread = threading.Thread(target=start)
         thread.start()
         try:
-            waiting = ["pgrep", "-f", f"grit_runtime.* create .*{container.id}"]
-            until("create, waiting", lambda: node.run(waiting, check=False).returncode == 0)
-            node.run(["sh", "-ec", f"mkdir -p {images}; cp {source}/checkpoint/grit.json {images}"])
+            wanted = ["pgrep", "-f", f"grit_runtime.* create .*{container.id}"]
+            pid = until("create, waiting", lambda: node.run(wanted, check=False).stdout.strip())
+            until("its sleep", lambda: "nanosleep" in node.path(f"/proc/{pid}/wchan").read_text())
+            before = has_read(node, pid)
+            some = f"{source}/checkpoint/inventory.img {source}/checkpoint/grit.json"
+            node.run(["sh", "-ec", f"mkdir -p {images}; cp {some} {images}"])
+            until("a look at the manifest", lambda: not thread.is_alive() or has_read(node, pid) > before)
             assert thread.is_alive() and not errors
             node.run(["sh", "-ec", f"cp -a {source}/. {BASE}/peer; touch {BASE}/download-state"])
         finally:
@@ -168,6 +172,14 @@ def test_sentinel_is_awaited(cri: Cri) -> None:
         assert pod.told()["started"] == told["started"]
     finally:
         pod.remove()
+
+
+def has_read(node: Node, pid: str) -> int:
+    """Bytes that a process has read up to now."""
+    try:
+        return int(node.path(f"/proc/{pid}/io").read_text().split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def test_data_that_do_not_come(cri: Cri) -> None:
