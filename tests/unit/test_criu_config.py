@@ -103,6 +103,8 @@ def test_criu_is_asked_once_and_again_when_it_changed(tmp_path: Path, monkeypatc
     (tmp_path / "iptables-restore").write_text("")
     (tmp_path / "iptables-restore").chmod(0o755)
     assert features.features(kept).network_lock == "iptables"
+    fake(tmp_path, monkeypatch, say + "4.3.1; [ $# = 3 ] && echo $3 is supported")
+    assert features.features(kept).network_lock == "nftables"
 
 
 def test_what_is_wrong_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
