@@ -93,9 +93,19 @@ class Pod:
 
     def remove(self) -> None:
         """Ends and removes all of it, as the kubelet does with a pod that is gone. Twice is fine."""
-        self.cri.call("StopPodSandbox", pod_sandbox_id=self.id)
+        until(f"{self.node.name}: the end of pod {self.name}", self._stop, 60)
         self.cri.call("RemovePodSandbox", pod_sandbox_id=self.id)
         self._remove_groups()
+
+    def _stop(self) -> bool:
+        """containerd 1.7 may say "ttrpc: closed" of a container whose shim is just ending; the kubelet tries again."""
+        try:
+            self.cri.call("StopPodSandbox", pod_sandbox_id=self.id)
+        except CriError as error:
+            if "ttrpc: closed" in error.message:
+                return False
+            raise
+        return True
 
     def _remove_groups(self) -> None:
         """The pod's own cgroups are the kubelet's to make and to remove; one that is left shows a leak."""
