@@ -102,6 +102,14 @@ def unlend(pid: int, start: str, addresses: list[str]) -> None:
         network.take_back(pid, addresses)
 
 
+def unlock_network(pid: int, start: str, path: str, version: int) -> None:
+    """Of letting CRIU lock the container's network and put its TCP sockets into repair mode, where CRIU was killed."""
+    from grit_runtime import process, unlock
+
+    if process.started(pid) == start:
+        unlock.all_of(pid, cgroup.processes(cgroup.Group(path, version)))
+
+
 def end_runtime(stages: str) -> None:
     """Of starting the next runtime: it, CRIU and their children end, found by the variable that only they carry."""
     end = time.monotonic() + 10
