@@ -28,7 +28,6 @@ SENTINEL = (
     "download-state"  # GRIT's agent makes it in <base> when all data are there (kaito-project/grit, pkg/metadata)
 )
 IMAGE, MANIFEST, FOLDER = "inventory.img", "grit.json", "checkpoint"
-_SHM_NAMES = (layer.SHM_NAME, "devshm-checkpoint.tar")  # the second is checkpointctl's
 _STEP = 0.2
 _SETTLED = 3.0  # seconds without a change, after which a copy is taken to have ended
 OWNER = 0  # who alone may have a checkpoint in hand
@@ -206,12 +205,12 @@ def _ends(path: str, size: int) -> bool:
 def checkpoint(images: str, base: str) -> Checkpoint:
     """With the archives that lie among the images, as under `ctr` and CRI, or in the container's folder.
 
-    CRI's CheckpointContainer adds a layer of its own there, without the names that CRIU had made for the dump alone.
+    CRI's CheckpointContainer adds a layer of its own there, without the names that CRIU had made for the dump alone;
+    podman adds one without whiteouts, and a /dev/shm of its own that it has filled itself when it calls us.
     """
     places = dict.fromkeys((images, base))
-    archives = [f"{place}/{layer.NAME}" for place in places]
-    shms = [f"{place}/{known}" for place in places for known in _SHM_NAMES]
-    return Checkpoint(images, base, _first(archives), _first(shms))
+    found = [_first([f"{place}/{name}" for place in places]) for name in (layer.NAME, layer.SHM_NAME)]
+    return Checkpoint(images, base, *found)
 
 
 def _upwards(path: str, root: str) -> list[str]:

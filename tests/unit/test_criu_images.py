@@ -44,6 +44,26 @@ def test_the_tree_of_processes(folder: str) -> None:
     assert tasks[0].limits[7] == (512, 1024)  # RLIMIT_NOFILE
 
 
+@pytest.mark.parametrize(("flags", "expected"), [(1, ["filter", "filter"]), (0, ["filter", "disabled"])])
+def test_filters_that_all_threads_share_stand_with_the_leader(folder: str, flags: int, expected: list[str]) -> None:
+    def joined(entry: Message) -> Message:
+        return entry if entry.integer(1) != 1 else entry.replaced(5, encode_varint(1) + encode_varint(7))
+
+    def bare(entry: Message) -> Message:
+        thread = entry.message(5)
+        assert thread
+        return entry.replaced(3, None).replaced(5, thread.replaced(11, None).replaced(12, None).encode())
+
+    def flagged(entry: Message) -> Message:
+        filters = [one.replaced(3, flags).encode() for one in entry.messages(1)]
+        return Message([entry.fields[0]._replace(value=one) for one in filters], entry.where)
+
+    change(folder, "pstree.img", joined)  # 7 becomes a thread of 1
+    change(folder, "core-7.img", bare)
+    change(folder, "seccomp.img", flagged)
+    assert [one.seccomp for one in images.tasks(folder)[0].credentials] == expected
+
+
 def test_capabilities_beyond_the_first_32(folder: str) -> None:
     def raised(entry: Message) -> Message:
         thread = entry.message(5)

@@ -17,6 +17,7 @@ ARCHITECTURES = {
 }  # fmt: skip
 STATES = {1: "running", 2: "dead", 3: "stopped", 6: "zombie"}
 SECCOMP = {0: "disabled", 1: "strict", 2: "filter"}
+TSYNC = 1  # linux/seccomp.h
 PAGE = 4096
 PARENT, LAZY, PRESENT = 1, 2, 4  # flags of a pagemap entry
 COMMAND_LINE = 4096  # bytes of it that are read
@@ -102,7 +103,7 @@ def tasks(folder: Path) -> list[Task]:
                 architecture=ARCHITECTURES.get(core.integer(1), "unknown"),
                 threads=threads,
                 exe="" if ended else known.get(_mm(folder, pid).integer(12), ""),
-                credentials=[] if ended else _credentials([pid, *others], cores, common),
+                credentials=[] if ended else _credentials(folder, [pid, *others], cores, common),
                 limits=[(limit.integer(1), limit.integer(2)) for limit in (limits.messages(1) if limits else [])],
                 oom_score_adj=_signed32(common.integer(14)),
                 personality=common.integer(3),
@@ -209,8 +210,30 @@ def _arguments(folder: Path, pid: int, mm: Message, page: int) -> list[str]:
     return [part.decode("utf-8", "surrogateescape") for part in raw.rstrip(b"\0").split(b"\0")] if raw else []
 
 
-def _credentials(threads: list[int], cores: list[Message], common: Message) -> list[Credentials]:
-    return [_one(thread, core, common) for thread, core in zip(threads, cores, strict=True)]
+def _credentials(folder: Path, threads: list[int], cores: list[Message], common: Message) -> list[Credentials]:
+    found = [_one(thread, core, common) for thread, core in zip(threads, cores, strict=True)]
+    bare = any(one.seccomp == "disabled" for one in found[1:])
+    if bare and found[0].seccomp == "filter" and _synchronised(folder, cores[0].message(5)):
+        return [one._replace(seccomp="filter") if one.seccomp == "disabled" else one for one in found]
+    return found
+
+
+def _synchronised(folder: Path, leader: Message | None) -> bool:
+    """Whether the leader's filters will be those of all threads: CRIU writes those that all have only once, with
+    SECCOMP_FILTER_FLAG_TSYNC, and none for the other threads (try_use_tsync in criu/seccomp.c)."""
+    if leader is None or not leader.has(12):
+        return False
+    filters = first(os.path.join(folder, "seccomp.img")).messages(1)
+    at = leader.integer(12)
+    for _ in filters:
+        if at >= len(filters):
+            return False
+        if filters[at].integer(3) & TSYNC:
+            return True
+        if not filters[at].has(2):
+            return False
+        at = filters[at].integer(2)
+    return False
 
 
 def _one(thread: int, core: Message, common: Message) -> Credentials:
