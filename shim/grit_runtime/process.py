@@ -14,6 +14,16 @@ def started(pid: int) -> str:
         return ""
 
 
+def runs(pid: int, start: str) -> bool:
+    """Whether the process that began at `start` is there and no zombie."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            words = file.read().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return words[19] == start and words[0] not in "ZX"
+
+
 def tree(pid: int) -> list[int]:
     """`pid` and all its descendants, sorted."""
     found, left = [], [pid]

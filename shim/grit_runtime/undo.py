@@ -10,7 +10,7 @@ import subprocess
 import time
 from typing import Any
 
-from grit_runtime import cgroup
+from grit_runtime import cgroup, process
 
 
 def thaw(path: str, version: int) -> None:
@@ -96,7 +96,7 @@ def rewrite(path: str, text: str) -> None:
 
 def unlend(pid: int, start: str, addresses: list[str]) -> None:
     """Of lending addresses to a container's loopback interface."""
-    from grit_runtime import network, process
+    from grit_runtime import network
 
     if process.started(pid) == start:
         network.take_back(pid, addresses)
@@ -104,20 +104,29 @@ def unlend(pid: int, start: str, addresses: list[str]) -> None:
 
 def unlock_network(pid: int, start: str, path: str, version: int) -> None:
     """Of letting CRIU lock the container's network and put its TCP sockets into repair mode, where CRIU was killed."""
-    from grit_runtime import process, unlock
+    from grit_runtime import unlock
 
     if process.started(pid) == start:
         unlock.all_of(pid, cgroup.processes(cgroup.Group(path, version)))
 
 
 def end_runtime(stages: str) -> None:
-    """Of starting the next runtime: it, CRIU and their children end, found by the variable that only they carry."""
+    """Of starting the next runtime: it, CRIU and their children end, found by the variable that only they carry.
+
+    CRIU writes its title over its environment in memory, so children are looked for too, while their parents live.
+    """
     end = time.monotonic() + 10
-    while ours := _with_variable(f"GRIT_STAGES={stages}"):
-        for pid in ours:
+    ours: dict[int, str] = {}
+    while True:
+        for pid in _descendants(_with_variable(f"GRIT_STAGES={stages}")):
+            ours.setdefault(pid, process.started(pid))
+        left = [pid for pid, start in ours.items() if process.runs(pid, start)]
+        if not left:
+            return
+        for pid in left:
             _kill(pid)
         if time.monotonic() > end:
-            raise TimeoutError(f"processes {ours} don't end")
+            raise TimeoutError(f"processes {left} don't end")
         time.sleep(0.02)
 
 
