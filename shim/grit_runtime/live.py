@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from grit_runtime.beneath import open_in_root
 
 STATIC = "/usr/share/grit-runtime/criu.conf"
+_FILES = {"network": "net", "mount": "mnt"}  # in /proc/PID/ns; the other kinds have the spec's names there
 
 
 def with_criu_config(spec: dict[str, Any]) -> dict[str, Any]:
@@ -33,8 +34,24 @@ class Namespaces(NamedTuple):
 
 def namespaces(spec: dict[str, Any]) -> Namespaces:
     """The namespaces that `spec` asks for (OCI runtime spec, linux.namespaces)."""
-    entries = (spec.get("linux") or {}).get("namespaces") or []
+    entries = (without_nodes_namespaces(spec).get("linux") or {}).get("namespaces") or []
     return Namespaces({entry["type"]: entry.get("path") or "" for entry in entries})
+
+
+def without_nodes_namespaces(spec: dict[str, Any]) -> dict[str, Any]:
+    """The spec without the namespaces that are the node's own: containerd has the container of a pod with hostPID or
+    hostIPC join its sandbox's, and these are no other."""
+    linux = spec.get("linux") or {}
+    apart = [entry for entry in linux.get("namespaces") or [] if not _ours(entry)]
+    return {**spec, "linux": {**linux, "namespaces": apart}}
+
+
+def _ours(entry: dict[str, Any]) -> bool:
+    kind = entry["type"]
+    try:
+        return os.path.samefile(entry.get("path") or "", f"/proc/self/ns/{_FILES.get(kind, kind)}")
+    except OSError:
+        return False  # the runtime will say what is wrong with it
 
 
 def hostname(spec: dict[str, Any]) -> str | None:

@@ -65,7 +65,8 @@ class Restore:
             if name not in (layer.NAME, layer.SHM_NAME):  # these may stand beside the images
                 raise refuse("image-changed", name=name, path=self.source.images, what=what)
         complete.complete(self.source.images)
-        held = hostile.refusals(tasks.tasks(self.source.images), inventory.namespaces(self.source.images), self.spec)
+        apart = live.without_nodes_namespaces(self.spec)
+        held = hostile.refusals(tasks.tasks(self.source.images), inventory.namespaces(self.source.images), apart)
         gates.first(held, self.allow)
         self.watches = watches.from_json(self.manifest["watches"])
         self._find_pids_free()

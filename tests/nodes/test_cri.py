@@ -24,9 +24,9 @@ def pods(testbed: Testbed) -> Iterator[Make]:
     cris = {node: Cri(node) for node in testbed.nodes}
     made: list[Pod] = []
 
-    def make(node: Node, name: str, checkpoint: str = "", shared_pid: bool = False) -> Pod:
+    def make(node: Node, name: str, checkpoint: str = "", shared_pid: bool = False, host: bool = False) -> Pod:
         notes: Mapping[str, str] = {"grit.dev/checkpoint": checkpoint} if checkpoint else {}
-        made.append(Pod(cris[node], name, annotations=notes, shared_pid=shared_pid))
+        made.append(Pod(cris[node], name, annotations=notes, shared_pid=shared_pid, host=host))
         return made[-1]
 
     with configured(*testbed.nodes, metrics=f'"{METRICS}"', wait="20"):
@@ -157,6 +157,19 @@ def test_pid_namespace_of_the_pod(node: Node, pods: Make) -> None:
     main, peer = pod.start("main", attempt=1, restarts=1, env=SMALL), pod.peer()
     assert main.ask()["bad"] == [] and main.ask("identity")["identity"] == seen["identity"]
     assert (pod.told()["started"], pod.told()["segment"]) == (told["started"], True)
+
+
+def test_namespaces_of_the_node(node: Node, pods: Make) -> None:
+    """hostNetwork, hostPID and hostIPC: containerd names the sandbox's namespaces, which are the node's."""
+    pod = pods(node, "origin", host=True)
+    main = pod.start("main", env=SMALL)
+    seen = main.ask("identity")
+    main.checkpoint("/var/lib/grit/host")
+    pod.remove()
+    main = pods(node, "host", "/var/lib/grit/host", host=True).start("main", env=SMALL)
+    assert main.ask()["bad"] == [] and main.ask("identity")["identity"] == seen["identity"]
+    assert (main.exec("hostname"), node.run(["hostname"]).stdout) == (f"{node.name}\n", f"{node.name}\n")
+    assert main.pid == seen["pid"], "it is among the node's processes"
 
 
 def test_failed_restore_is_tried_again(node: Node, pods: Make) -> None:

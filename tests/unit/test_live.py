@@ -11,7 +11,7 @@ def test_namespaces_are_own_joined_or_the_hosts() -> None:
             "linux": {
                 "namespaces": [
                     {"type": "mount"},
-                    {"type": "ipc", "path": "/proc/1/ns/ipc"},
+                    {"type": "ipc", "path": "/proc/0/ns/ipc"},
                     {"type": "pid", "path": ""},
                 ]
             }
@@ -23,6 +23,15 @@ def test_namespaces_are_own_joined_or_the_hosts() -> None:
     assert known.joined("ipc")
     assert not known.own("network")
     assert not known.joined("network")
+
+
+def test_a_namespace_of_the_node_is_none_to_join() -> None:
+    own = {"type": "network", "path": f"/proc/{os.getpid()}/ns/net"}
+    linux = {"namespaces": [own, {"type": "uts"}, {"type": "ipc", "path": "/no/such"}], "maskedPaths": ["/x"]}
+    known = live.namespaces({"linux": linux})
+    assert known.paths == {"uts": "", "ipc": "/no/such"} and not known.joined("network")
+    left = live.without_nodes_namespaces({"hostname": "x", "linux": linux})
+    assert left["linux"]["maskedPaths"] == ["/x"] and left["hostname"] == "x" and own in linux["namespaces"]
 
 
 def test_hostname_of_an_own_namespace_is_the_specs() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from tests.testbed import ask, ready, until
 
 from .client import Cri, CriError
-from .messages import CONTAINER, EXITED, POD
+from .messages import CONTAINER, EXITED, NODE, POD
 from .wire import Message
 
 #: what the kubelet asks to be masked
@@ -27,16 +27,18 @@ class Pod:
 
     def __init__(
         self, cri: Cri, name: str, *, annotations: Mapping[str, str] | None = None, hostname: str = "",
-        shared_pid: bool = False, handler: str = "grit",
+        shared_pid: bool = False, host: bool = False, handler: str = "grit",
     ) -> None:  # fmt: skip
         self.cri, self.node, self.name = cri, cri.node, name
         self.uid = secrets.token_hex(8)
         self.folder = f"{self.node.recipe.kubelet}/pods/{self.uid}"
         self.logs = f"/var/log/pods/default_{name}_{self.uid}"
         self.namespaces = {"network": POD, "pid": POD if shared_pid else CONTAINER, "ipc": POD}
+        if host:  # hostNetwork, hostPID, hostIPC
+            self.namespaces = dict.fromkeys(self.namespaces, NODE)
         self.config: Message = {
             "metadata": {"name": name, "uid": self.uid, "namespace": "default"},
-            "hostname": hostname or name,
+            "hostname": "" if host else hostname or name,
             "log_directory": self.logs,
             "labels": {"io.kubernetes.pod.name": name},
             "annotations": dict(annotations or {}),
