@@ -1,6 +1,7 @@
 """What the live spec says."""
 
 import os
+from typing import Any
 
 from grit_runtime import live
 
@@ -27,7 +28,10 @@ def test_namespaces_are_own_joined_or_the_hosts() -> None:
 
 def test_a_namespace_of_the_node_is_none_to_join() -> None:
     own = {"type": "network", "path": f"/proc/{os.getpid()}/ns/net"}
-    linux = {"namespaces": [own, {"type": "uts"}, {"type": "ipc", "path": "/no/such"}], "maskedPaths": ["/x"]}
+    linux: dict[str, Any] = {
+        "namespaces": [own, {"type": "uts"}, {"type": "ipc", "path": "/no/such"}],
+        "maskedPaths": ["/x"],
+    }
     known = live.namespaces({"linux": linux})
     assert known.paths == {"uts": "", "ipc": "/no/such"} and not known.joined("network")
     left = live.without_nodes_namespaces({"hostname": "x", "linux": linux})
