@@ -164,7 +164,12 @@ def test_namespaces_of_the_node(node: Node, pods: Make) -> None:
     pod = pods(node, "origin", host=True)
     main = pod.start("main", env=SMALL)
     seen = main.ask("identity")
-    main.checkpoint("/var/lib/grit/host")
+    node.write("/dev/shm/somebodys", "secret")
+    try:
+        main.checkpoint("/var/lib/grit/host")
+    finally:
+        node.path("/dev/shm/somebodys").unlink()
+    assert not list(node.path("/var/lib/grit/host").glob("**/shm.tar")), "the node's /dev/shm is not the container's"
     pod.remove()
     main = pods(node, "host", "/var/lib/grit/host", host=True).start("main", env=SMALL)
     assert main.ask()["bad"] == [] and main.ask("identity")["identity"] == seen["identity"]

@@ -74,6 +74,8 @@ def test_the_root_mount_on_top_counts() -> None:
     shared = layer.shm_of(known, pod)
     assert shared is not None and shared.point == "/dev/shm"
     assert layer.shm_of(known, bind) is None, "a tmpfs of the container's own is CRIU's"
+    node = mounts.parse("9 0 0:51 / /dev/shm rw - tmpfs tmpfs rw\n10 0 0:51 / /srv/shm rw - tmpfs tmpfs rw\n")
+    assert layer.shm_of(known, node) is None, "the node's holds what others have put there"
 
 
 def test_pax_records_count_their_own_length() -> None:

@@ -66,14 +66,16 @@ def overlay(mounts: Iterable[Mount], point: str = "/") -> Overlay | None:
 
 def shm_of(mounts: Iterable[Mount], node: Iterable[Mount] | None = None) -> Mount | None:
     """The mount at /dev/shm when CRIU won't dump it: a tmpfs that this node has mounted somewhere too (`node`: its
-    mounts), such as the sandbox's, or an emptyDir in memory. One that exists in the container alone is its own."""
+    mounts), such as the sandbox's, or an emptyDir in memory. One that exists in the container alone is its own, and the
+    node's own (hostIPC) is everybody's: what others have there is not the container's to take along."""
     top = None
     for mount in mounts:
         if mount.point == "/dev/shm":
             top = mount
     if top is None or top.fstype != "tmpfs":
         return None
-    return top if any(mount.dev == top.dev for mount in (_ours() if node is None else node)) else None
+    points = {mount.point for mount in (_ours() if node is None else node) if mount.dev == top.dev}
+    return top if points and "/dev/shm" not in points else None
 
 
 def place(found: Overlay, node: Iterable[Mount] | None = None) -> tuple[Overlay, str]:
