@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from grit_runtime import cgroup, chain, layer, look, manifest, mounts, process, stages, watches
+from grit_runtime import cgroup, chain, layer, look, manifest, mounts, process, report, stages, watches
 from grit_runtime import spec as specs
 from grit_runtime.argv import Call
 from grit_runtime.checks import refuse
@@ -153,6 +153,7 @@ class Dump:
             file.write(config.text(self._options(externals)))
         locked = self.journal.add("unlock-network", pid=self.state.pid, start=process.started(self.state.pid),
                                   path=self.group.path, version=self.group.version)  # fmt: skip
+        start = report.size(self.call.log)
         ended = stages.run(
             [self.runtime, *self.call.rebuilt(add=self._switches())],
             self.journal,
@@ -170,7 +171,8 @@ class Dump:
             from grit_runtime.criu import log
 
             cause = log.summary(found[0]) if found else ""
-            last = ended.stderr.strip().splitlines()[-1:] or [f"exit code {ended.code}"]
+            words = [report.message(line) for line in ended.stderr.strip().splitlines()[-1:]]
+            last = words or [report.last(self.call.log, start) or f"exit code {ended.code}"]
             # containerd shows the first line of stderr alone, so what the runtime said goes into the record.
             self.record.content["runtime_said"] = ended.stderr
             raise self.record.failed("dump-failed", id=self.state.id, error=cause or last[0], log=self.work)

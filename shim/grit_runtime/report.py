@@ -43,6 +43,43 @@ def line(message: str, log_format: str, now: float) -> bytes:
     return f'time="{when}" level=error msg="{quoted}"\n'.encode("utf-8", "backslashreplace")
 
 
+def size(path: str | None) -> int:
+    """How long the file of --log is now, in bytes; 0 where there is none."""
+    try:
+        return os.stat(path).st_size if path else 0
+    except OSError:
+        return 0
+
+
+def last(path: str | None, start: int) -> str:
+    """The last message that the next runtime has put into its log since that was `start` bytes long, "" if none."""
+    import stat
+
+    try:
+        fd = os.open(path or "", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return ""
+            file.seek(max(start, os.fstat(fd).st_size - (1 << 16)))
+            lines = file.read(1 << 16).decode("utf-8", "replace").strip().splitlines()
+    except OSError:
+        return ""
+    return message(lines[-1]) if lines else ""
+
+
+def message(line: str) -> str:
+    """What a line of runc's or crun's log says: JSON, logrus's text, or just words. Always one line."""
+    import json
+    import re
+
+    found = re.search(r'\bmsg=("(?:[^"\\]|\\.)*")', line)
+    try:
+        said = json.loads(found[1]) if found else json.loads(line)["msg"]
+        return " ".join(str(said).split())
+    except (ValueError, KeyError, TypeError):
+        return " ".join(line.split())
+
+
 def _escaped(char: str) -> str:
     """As Go's %q does it for what a message can hold."""
     if char in '"\\':

@@ -23,6 +23,7 @@ from grit_runtime import (
     nvidia,
     pids,
     process,
+    report,
     stages,
     sysv,
     view,
@@ -176,8 +177,12 @@ class Restore:
              groups=[_group(self.spec, self.call.id)], stages=self.journal.folder + "/stages",
         )  # fmt: skip
         self.restore_step = step
+        # Its stderr is the container's: what it says must come through its log.
+        own = not self.call.log and "--debug" not in self.call.options
+        said = self.journal.folder + "/runtime.log" if own else self.call.log
+        start = report.size(said)
         ended = stages.run(
-            [self.runtime, *self._words(work)],
+            [self.runtime, *(["--log", said] if own and said else []), *self._words(work)],
             self.journal,
             {"setup-namespaces": self._network, "post-restore": self._devices, "pre-resume": self._settle},
             environment={**os.environ, "CRIU_CONFIG_FILE": path},
@@ -189,7 +194,7 @@ class Restore:
         if ended.error:
             raise ended.error
         if ended.code != 0:
-            cause = log.summary(logs[0]) if logs else f"exit code {ended.code}"
+            cause = (log.summary(logs[0]) if logs else "") or report.last(said, start) or f"exit code {ended.code}"
             raise self.record.failed("restore-failed", id=self.call.id, error=cause, log=work)
         self.pid = chain.ask_state(self.runtime, self.call).pid
         self.group = cgroup.of(self.pid)

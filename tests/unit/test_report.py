@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -55,3 +56,19 @@ def test_traceback_is_kept(tmp_path: Path) -> None:
     assert re.search(r"test_report\.py.*\n.*raise ValueError", text) and text.rstrip().endswith("ValueError: here")
     assert Path(path).stat().st_mode & 0o777 == 0o600
     assert report.traceback_file(ValueError(), "/proc/nowhere") == "none"
+
+
+def test_what_the_next_runtime_said_last(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(report.line("old", "text", 0))
+    start = report.size(str(log))
+    assert report.last(str(log), start) == "" and report.last(None, report.size(None)) == ""
+    for kind in ("text", "json"):
+        with open(log, "ab") as file:
+            file.write(report.line('criu failed: "x"\nlog file: /y', kind, 0))
+        assert report.last(str(log), start) == 'criu failed: "x" log file: /y'
+    with open(log, "a") as file:
+        file.write("2026-01-01T00:00:00Z: error\n")  # crun
+    assert report.last(str(log), start) == "2026-01-01T00:00:00Z: error"
+    os.mkfifo(tmp_path / "fifo")
+    assert report.last(str(tmp_path / "fifo"), 0) == ""
