@@ -25,8 +25,8 @@ RECREATED = frozenset({
 HARMLESS = frozenset({"tmpfs", "devpts", "mqueue"})
 FLAGS = {"ro": 1, "rro": 1, "nosuid": 2, "nodev": 4, "noexec": 8}  # linux/mount.h MS_*
 NULL = "/dev/null"
-# What masks a folder, and stands for one that isn't there: the kernel keeps it empty (fs/proc/proc_tty.c), and nobody can
-# write into it, whatever flags CRIU gives the mount.
+# What masks a folder, and stands for one that isn't there: nobody can write into it, whatever flags CRIU gives the
+# mount. The kernel keeps it without content (fs/proc/proc_tty.c).
 EMPTY = "/proc/tty/ldisc"
 
 
