@@ -61,7 +61,9 @@ def test_two_containers_move_and_move_back(testbed: Testbed, pods: Make, first: 
         base = f"/var/lib/grit/{name}"
         main.checkpoint(base)
         peer.checkpoint(base)
-        assert main.wait_end() and [record["result"] for record in records(pod.node, main.id)][-1] == "ok"
+        assert main.wait_end() and peer.wait_end()
+        dumped = records(pod.node, main.id)[-1]
+        assert (dumped["operation"], dumped["result"]) == ("dump", "ok") and "dump.log" in dumped["kept"]
         counted, address = now["counter"], pod.address
         pod.node.push(base, node, base)
         pod = pods(node, name, base)
