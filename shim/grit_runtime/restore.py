@@ -124,6 +124,10 @@ class Restore:
             self.journal.add("remove-shm", folder=shm, made=list(placed.made))
         for path, kind in self.plan.scratch:
             _make_point(self.rootfs, path, kind)
+        for mount in mountpoints.mounts(self.source.images):
+            # CRIU follows symlinks on the way to a mountpoint, and the layer may hold any.
+            if mounts.inside(self.rootfs, mount.mountpoint) != mount.mountpoint:
+                raise refuse("mount-through-symlink", path=mount.mountpoint)
         theirs = self.manifest["fingerprints"]
         gates.first(gates.files(theirs, self._fingerprints(list(theirs))), self.allow)
 

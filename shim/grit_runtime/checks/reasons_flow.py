@@ -97,6 +97,10 @@ REASONS = {
         "container {id} had a terminal, and the restore got no --console-socket",
         "Restore it attached, or pass --console-socket.",
     ),
+    "mount-through-symlink": Reason(
+        "the image mounts something at {path}, and in the new rootfs a symlink is on the way there",
+        "Restore it with the image and the layer that it was made with.",
+    ),
     "pid-in-use": Reason(
         "PID {pid} of the checkpoint is taken in the pid namespace that the container shares",
         "Restore it into a pod where these PIDs are free, or don't share the pid namespace.",
