@@ -91,6 +91,7 @@ class Dump:
         if os.path.lexists(f"{self.images}/{manifest.NAME}"):
             os.unlink(f"{self.images}/{manifest.NAME}")  # until this dump is done, the folder is no checkpoint
         self._clear()  # what an earlier dump left here would be taken for a part of this one
+        self.unfinished = self.journal.add("discard", folder=self.images)
 
     def suspend_gpu(self) -> None:
         """Move the GPU's memory into the processes; CUDA can't do that in a paused container, so it is thawed."""
@@ -252,6 +253,7 @@ class Dump:
             "gpu": self.suspension.description if self.suspension else {},
         })  # fmt: skip
         self._move_layer()
+        self.journal.forget(self.unfinished)
 
     def _hostname(self) -> str:
         return str(self.spec.get("hostname", ""))

@@ -33,6 +33,7 @@ UNDO = {
     "huge-pages": "undo:huge_pages",
     "unmount": "undo:unmount",
     "remove": "undo:remove",
+    "discard": "undo:discard",
     "end-runtime": "undo:end_runtime",
     "end-restore": "undo:end_restore",
     "rewrite": "undo:rewrite",

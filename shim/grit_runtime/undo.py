@@ -87,6 +87,15 @@ def remove(path: str) -> None:
         os.unlink(path)
 
 
+def discard(folder: str) -> None:
+    """Of dumping into `folder`: images of a dump that wasn't finished are no checkpoint, and may be large."""
+    from grit_runtime import layer
+
+    for name in os.listdir(folder) if os.path.isdir(folder) else []:
+        if name.endswith(".img") or name in ("grit.json", layer.NAME, layer.SHM_NAME, "descriptors.json"):
+            os.unlink(f"{folder}/{name}")
+
+
 def rewrite(path: str, text: str) -> None:
     """Of editing a small text file: its earlier content."""
     if os.path.exists(path):
@@ -138,10 +147,14 @@ def end_restore(runtime: str, options: list[str], id: str, root: str, groups: li
         _kill(pid)
     end_runtime(stages)
     # What runc bound on the rootfs goes first: its own delete would remove files through it.
-    for point in _mounts_below(root):
+    home = _state_folder(options, id)
+    for point in [*_mounts_below(root), *_mounts_below(home)]:
         unmount(point)
     subprocess.run([runtime, *options, "delete", "--force", id], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                    stderr=subprocess.DEVNULL, timeout=30, check=False)  # fmt: skip
+    # A runtime that was killed before it had written its state leaves the folder, in which runc binds CRIU's root.
+    if os.path.isdir(home) and not _mounts_below(home):
+        shutil.rmtree(home, ignore_errors=True)
     for name in groups:
         for controller, mountpoint in own.items():
             version = 2 if controller == "" else 1
@@ -150,6 +163,17 @@ def end_restore(runtime: str, options: list[str], id: str, root: str, groups: li
                 if controller in ("", "freezer"):
                     cgroup.kill(group)
                 cgroup.remove(group)
+
+
+def _state_folder(options: list[str], id: str) -> str:
+    """Where the next runtime keeps what it knows of a container: below its --root, or runc's own."""
+    root = "/run/runc"
+    for number, word in enumerate(options):
+        if word.lstrip("-").startswith("root="):
+            root = word.partition("=")[2]
+        elif word in ("--root", "-root") and number + 1 < len(options):
+            root = options[number + 1]
+    return f"{root.rstrip('/')}/{id.replace('/', '_')}"
 
 
 def _mounts_below(root: str) -> list[str]:
