@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from grit_runtime.gpu import Suspension
     from grit_runtime.watches import Record
 
+# Options that runc has since a version; crun has none of them, and takes ours from CRIU's configuration.
+SWITCHES = {"--link-remap": (1, 3), "--tcp-skip-in-flight": (1, 3)}
+
 Asked = tuple[chain.Question, chain.Question]  # for the flavour, for the state
 
 
@@ -191,7 +194,7 @@ class Dump:
         needs = self.needs
         options: list[tuple[str, str | None]] = [
             ("action-script", stages.SCRIPT),
-            ("ghost-limit", str(max(self.settings.checkpoint.ghost_limit, needs.ghost_limit))),
+            ("ghost-limit", str(self.settings.checkpoint.ghost_limit)),
             ("link-remap", None),
             ("network-lock", features.network_lock(self.settings.checkpoint.network_lock)),
         ]
@@ -199,7 +202,7 @@ class Dump:
         options += [config.external_file(mount, inode) for mount, inode, _ in needs.external_files]
         if needs.masters:
             options.append(("enable-external-masters", None))
-        if needs.skip_in_flight:
+        if needs.skip_in_flight and not self._has_switch("--tcp-skip-in-flight"):
             options.append(("skip-in-flight", None))
         if self.on_gpu:
             options.append(("libdir", stages.no_plugins(self.journal)))
@@ -211,11 +214,15 @@ class Dump:
         words = [("--tcp-established", needs.tcp_established), ("--ext-unix-sk", needs.ext_unix_sk),
                  ("--file-locks", needs.file_locks), ("--shell-job", needs.shell_job)]  # fmt: skip
         found = [word for word, needed in words if needed and not call.flag(word)]
-        if self.flavour.name == "runc" and self.flavour.version >= (1, 3) and not call.flag("--link-remap"):
-            found.append("--link-remap")
+        always = [("--link-remap", True), ("--tcp-skip-in-flight", needs.skip_in_flight)]
+        found += [word for word, needed in always if needed and self._has_switch(word) and not call.flag(word)]
         if self.flavour >= ("runc", (1, 2)) and not call.option("--manage-cgroups-mode"):
             found += ["--manage-cgroups-mode", "ignore"]
         return found
+
+    def _has_switch(self, word: str) -> bool:
+        """Whether the next runtime has this newer option; one that has it says no to CRIU unless it is given."""
+        return word in SWITCHES and self.flavour.name == "runc" and self.flavour.version >= SWITCHES[word]
 
     def _save_layer(self, _pid: int) -> None:
         """CRIU is done and holds the tasks still; only now are all its link_remap files in the rw layer."""
