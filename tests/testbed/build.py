@@ -99,15 +99,25 @@ rm {part}.setup {part}.customize
 """
 
 
+TRIES = 3
+
+
 def build(recipes: tuple[Recipe, ...] = RECIPES, limit: float = 900) -> dict[str, Path]:
     """The trees, by node; those that are missing are built now, at the same time. RuntimeError if one fails."""
     TREES.mkdir(parents=True, exist_ok=True)
     with open(NODES / "build.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        wanted = [recipe for recipe in recipes if not tree_of(recipe).exists()]
-        if wanted:
-            _build(wanted, limit)
-            _forget_others({tree_of(recipe) for recipe in RECIPES})
+        for left in reversed(range(TRIES)):
+            wanted = [recipe for recipe in recipes if not tree_of(recipe).exists()]
+            if not wanted:
+                break
+            try:
+                _build(wanted, limit)
+                _forget_others({tree_of(recipe) for recipe in RECIPES})
+            except RuntimeError as error:
+                if not left:
+                    raise
+                say(f"{error}\nonce more, for a mirror can be out of step or out of reach for a moment")
     return {recipe.name: tree_of(recipe) for recipe in recipes}
 
 
