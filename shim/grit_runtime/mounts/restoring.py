@@ -1,8 +1,5 @@
-"""The mounts of a container: what /proc says of them, what CRIU must be told at a dump, and the plan for a restore.
-
-Everything but `read` is pure. A path that comes from an image or a manifest is only ever a key to look up in the live
-spec, or a place inside the container's own rootfs: never a source.
-"""
+"""The plan for the mounts of a restore: pure. A path that comes from an image or a manifest is only ever a key to look
+up in the live spec, or a place inside the container's own rootfs: never a source."""
 
 from __future__ import annotations
 
@@ -12,231 +9,15 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from grit_runtime.checks import Refusal, refuse
+from grit_runtime.mounts.described import NULL, Known, Resolve, Spec, is_bind, known, looks_nvidia, same
+from grit_runtime.mounts.mountinfo import Mount, below, read
 
-Spec = dict[str, Any]
-Resolve = Callable[[str], str]
-
-# Filesystems that CRIU mounts anew by their type (criu/mount.c, fstypes[]), as opposed to what needs a host's source.
-RECREATED = frozenset({
-    "proc", "sysfs", "devpts", "mqueue", "tmpfs", "devtmpfs", "securityfs", "debugfs", "tracefs", "fusectl", "pstore",
-    "binfmt_misc",
-})  # fmt: skip
 # What an image may mount at a destination that the live spec doesn't name: nothing of a host's is in these.
 HARMLESS = frozenset({"tmpfs", "devpts", "mqueue"})
 FLAGS = {"ro": 1, "rro": 1, "nosuid": 2, "nodev": 4, "noexec": 8}  # linux/mount.h MS_*
-NULL = "/dev/null"
 # What masks a folder, and stands for one that isn't there: nobody can write into it, whatever flags CRIU gives the
 # mount. The kernel keeps it without content (fs/proc/proc_tty.c).
 EMPTY = "/proc/tty/ldisc"
-
-
-class Mount(NamedTuple):
-    """One line of /proc/PID/mountinfo (proc(5)); `point` is as that process sees it, `dev` is "major:minor"."""
-
-    id: int
-    parent: int
-    dev: str
-    root: str
-    point: str
-    options: tuple[str, ...]
-    optional: tuple[str, ...]
-    fstype: str
-    source: str
-    super_options: tuple[str, ...]
-
-
-def parse(text: str) -> list[Mount]:
-    """The lines of a mountinfo. A line that isn't one is a ValueError."""
-    return [_line(line) for line in text.splitlines()]
-
-
-def read(pid: int | str) -> list[Mount]:
-    """The mounts in the namespace of process `pid`; OSError when it has gone."""
-    with open(f"/proc/{pid}/mountinfo", errors="surrogateescape") as file:
-        return parse(file.read())
-
-
-def _line(line: str) -> Mount:
-    fields = line.split(" ")
-    dash = fields.index("-", 6)
-    fstype, source, super_options = (fields[dash + 1 :] + [""])[:3]
-    return Mount(
-        int(fields[0]), int(fields[1]), fields[2], unescape(fields[3]), unescape(fields[4]),
-        tuple(fields[5].split(",")), tuple(fields[6:dash]), fstype, unescape(source), tuple(super_options.split(",")),
-    )  # fmt: skip
-
-
-def unescape(field: str) -> str:
-    r"""A field of /proc without its octal escapes (the kernel's mangle(): \040, \011, \012, \134, \043)."""
-    if "\\" not in field:
-        return field
-    parts = field.split("\\")
-    return parts[0] + "".join(chr(int(part[:3], 8)) + part[3:] for part in parts[1:])
-
-
-def below(path: str, top: str) -> bool:
-    """Whether `path` is `top` or lies in it, by the names alone."""
-    return top == "/" or path == top or path.startswith(top.rstrip("/") + "/")
-
-
-def inside(root: str, path: str, readlink: Callable[[str], str] = os.readlink) -> str:
-    """`path` as a process with the root folder `root` would reach it: absolute, its symlinks followed and never out.
-
-    runc's keys are made in the same way (securejoin), so /var/run/x becomes /run/x where /var/run is a symlink.
-    """
-    done, todo, links = "", path.split("/")[::-1], 0
-    while todo:
-        part = todo.pop()
-        if part in ("", "."):
-            continue
-        if part == "..":
-            done = posixpath.dirname(done).rstrip("/")
-            continue
-        try:
-            target = readlink(f"{root}{done}/{part}")
-        except OSError:
-            done = f"{done}/{part}"
-            continue
-        links += 1
-        if links > 40:
-            raise OSError(40, "Too many levels of symbolic links", path)
-        if target.startswith("/"):
-            done = ""
-        todo.extend(target.split("/")[::-1])
-    return done or "/"
-
-
-def is_bind(entry: dict[str, Any]) -> bool:
-    """Whether runc takes an entry of the spec's `mounts` for a bind mount."""
-    return entry.get("type") == "bind" or bool({"bind", "rbind"} & set(entry.get("options") or ()))
-
-
-def looks_nvidia(destination: str) -> bool:
-    """Whether a destination is one that NVIDIA's container toolkit adds."""
-    name = posixpath.basename(destination)
-    return "nvidia" in destination.lower() or name.startswith(
-        ("libcuda.so", "libcudadebugger.so", "libnvcuvid.so", "libnvoptix.so", "nvoptix.bin", "libnvsandbox")
-    )
-
-
-class Known(NamedTuple):
-    """What a spec says of the mounts, destinations resolved: the entries by destination, devices, masks."""
-
-    entries: dict[str, dict[str, Any]]
-    devices: set[str]
-    masked: set[str]
-    readonly: set[str]
-    cgroups: set[str]
-
-    def names(self, point: str) -> bool:
-        """Whether the spec has an entry for what is mounted at `point`; for cgroup mounts also those below it."""
-        return point in self.entries or point in self.devices or any(below(point, top) for top in self.cgroups)
-
-
-def _same(path: str) -> str:
-    return path
-
-
-def known(spec: Spec, resolve: Resolve = _same) -> Known:
-    """What the spec says; `resolve` is `inside` for the container's root."""
-    linux = spec.get("linux") or {}
-    entries = {resolve(e["destination"]): e for e in spec.get("mounts") or () if e.get("destination")}
-    return Known(
-        entries,
-        {resolve(d["path"]) for d in linux.get("devices") or () if d.get("path")},
-        {posixpath.normpath(p) for p in linux.get("maskedPaths") or ()},
-        {posixpath.normpath(p) for p in linux.get("readonlyPaths") or ()},
-        {point for point, entry in entries.items() if entry.get("type") in ("cgroup", "cgroup2")},
-    )
-
-
-def foreign(mounts: Sequence[Mount], spec: Known, host: Iterable[Mount]) -> list[Mount]:
-    """Mounts that no entry of the spec names and that CRIU can't make anew: their content is the host's.
-
-    They are what hooks and people bind into a running container, and mounts that came along in an rbind. CRIU says
-    `doesn't have a proper root mount` of each that isn't named external (criu/mount.c, validate_mounts).
-    """
-    host_devices = {mount.dev for mount in host}
-    tops = [m for m in mounts if m.point == "/"][-1:]
-    for mount in mounts:
-        anew = mount.root == "/" and mount.point != "/" and mount.fstype in RECREATED and not spec_bind(mount, spec)
-        if anew and (mount.fstype != "tmpfs" or mount.dev not in host_devices):
-            tops.append(mount)
-    own: dict[str, list[str]] = {}
-    for top in tops:
-        own.setdefault(top.dev, []).append(top.root)
-    return [
-        mount
-        for mount in mounts
-        if mount.point != "/"
-        and not spec.names(mount.point)
-        and mount.point not in spec.masked
-        and not any(below(mount.root, root) for root in own.get(mount.dev, ()))
-        and not _new_overlay(mount, host_devices)
-    ]
-
-
-def spec_bind(mount: Mount, spec: Known) -> bool:
-    """Whether a bind entry of the spec made this mount."""
-    entry = spec.entries.get(mount.point)
-    return entry is not None and is_bind(entry)
-
-
-def _new_overlay(mount: Mount, host_devices: Collection[str]) -> bool:
-    return mount.fstype == "overlay" and mount.root == "/" and mount.dev not in host_devices
-
-
-def dump_externals(
-    mountinfo: Sequence[Mount], spec: Spec, init_mounts: Iterable[Mount] | None = None, resolve: Resolve = _same
-) -> list[tuple[str, str]]:
-    """Pairs (mountpoint, key in the image) for CRIU's `external mnt[MOUNTPOINT]:KEY` that the runtime doesn't give.
-
-    `init_mounts`: the host's own mounts, to tell a tmpfs of the container from one of the host; None reads ours.
-    """
-    host = read("self") if init_mounts is None else init_mounts
-    return [(m.point, m.point) for m in foreign(mountinfo, known(spec, resolve), host)]
-
-
-def describe(
-    mountinfo: Sequence[Mount],
-    spec: Spec,
-    init_mounts: Iterable[Mount] | None = None,
-    resolve: Resolve = _same,
-    *,
-    is_dir: Callable[[str], bool] | None = None,
-    runtime: str = "runc",
-) -> list[dict[str, Any]]:
-    """The mounts for the manifest: destination, role, fstype, key (the one in the image, or None) and kind.
-
-    Roles: "spec" and "injected" (in the spec, by NVIDIA's toolkit as far as its name tells), "masked" (masked and
-    read-only paths), "foreign" (content of the host behind the spec), "hook" (behind the spec, CRIU makes it anew).
-    """
-    facts = known(spec, resolve)
-    host = read("self") if init_mounts is None else init_mounts
-    strangers = {mount.id for mount in foreign(mountinfo, facts, host)}
-    rows = []
-    for mount in mountinfo:
-        if mount.point == "/":
-            continue
-        key = None
-        if facts.names(mount.point):
-            role = "injected" if looks_nvidia(mount.point) else "spec"
-            entry = facts.entries.get(mount.point)
-            cgroup = mount.fstype in ("cgroup", "cgroup2")
-            key = mount.point if cgroup or entry is None or is_bind(entry) else None
-        elif mount.point in facts.masked or mount.point in facts.readonly:
-            role = "masked"
-            if mount.point in facts.masked and mount.root != "/":
-                key = mount.point if runtime == "crun" else NULL
-        elif mount.id in strangers:
-            role, key = "foreign", mount.point
-        else:
-            role = "hook"
-        row: dict[str, Any] = {"destination": mount.point, "role": role, "fstype": mount.fstype, "key": key}
-        if is_dir is not None:
-            row["kind"] = "dir" if is_dir(mount.point) else "file"
-        rows.append(row)
-    return rows
 
 
 class ImageMount(Protocol):
@@ -288,7 +69,7 @@ def restore_plan(
     manifest_mounts: Sequence[dict[str, Any]],
     optional_globs: Sequence[str],
     *,
-    resolve: Resolve = _same,
+    resolve: Resolve = same,
     exists: Callable[[str], bool] = os.path.lexists,
     allow: Collection[str] = (),
     host_mounts: Iterable[Mount] | None = None,

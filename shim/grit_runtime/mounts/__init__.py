@@ -1,0 +1,23 @@
+"""The mounts of a container: `mountinfo` reads what /proc says of them, `described` tells what they are and what CRIU
+must be told at a dump, `restoring` plans them for a restore."""
+
+from __future__ import annotations
+
+from grit_runtime.mounts.described import (
+    NULL,
+    Known,
+    describe,
+    dump_externals,
+    foreign,
+    is_bind,
+    known,
+    looks_nvidia,
+)
+from grit_runtime.mounts.mountinfo import Mount, below, inside, parse, read, unescape
+from grit_runtime.mounts.restoring import EMPTY, ImageMount, Placeholder, RestorePlan, restore_plan
+
+__all__ = [
+    "EMPTY", "NULL", "ImageMount", "Known", "Mount", "Placeholder", "RestorePlan", "below", "describe",
+    "dump_externals", "foreign", "inside", "is_bind", "known", "looks_nvidia", "parse", "read", "restore_plan",
+    "unescape",
+]  # fmt: skip
