@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 
+from grit_runtime.beneath import open_in_root
+
 from .searching import INSIDE
-from .syscalls import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
 
 # The kubelet's atomic writer (pkg/volume/util/atomic_writer.go): a volume's files lie in a folder named after the time
 # it was written, and "..data" points there. On another node, the time is another.
@@ -47,12 +48,12 @@ class Root:
             raise FileNotFoundError("it has no path")
         top = self._of(root)
         try:
-            return openat2(top, path, os.O_PATH | os.O_NOFOLLOW, INSIDE)
+            return open_in_root(top, path, os.O_PATH | os.O_NOFOLLOW, INSIDE)
         except FileNotFoundError:
             newest = _DATED.sub("/..data", path)
             if newest == path:
                 raise
-            return openat2(top, newest, os.O_PATH | os.O_NOFOLLOW, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+            return open_in_root(top, newest, os.O_PATH | os.O_NOFOLLOW)
 
 
 def via(fd: int) -> str:

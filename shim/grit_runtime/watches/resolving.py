@@ -6,11 +6,13 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
+from grit_runtime.beneath import open_in_root
+
 from . import finding, mounttable
 from .manifest import too_many
 from .record import Mark, Record, Target, Watch
 from .searching import INSIDE, USUAL, Search
-from .syscalls import file_handle, openat2
+from .syscalls import file_handle
 
 Paths = dict[Target, tuple[str, int]]  # target -> path, root
 
@@ -240,7 +242,7 @@ def _confirmed(old: Paths, init: int, pids: Sequence[int], mounts: dict[int, mou
                 good[target] = path, number  # not asked: its server may be frozen
                 continue
             try:
-                file = openat2(search.root, path, os.O_PATH | os.O_NOFOLLOW, INSIDE)
+                file = open_in_root(search.root, path, os.O_PATH | os.O_NOFOLLOW, INSIDE)
             except OSError:
                 continue
             try:

@@ -11,17 +11,18 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping
 
-from .mounttable import Mount, below, by_point
-from .record import Target
-from .syscalls import (
+from grit_runtime.beneath import (
     RESOLVE_BENEATH,
     RESOLVE_IN_ROOT,
     RESOLVE_NO_MAGICLINKS,
     RESOLVE_NO_SYMLINKS,
     RESOLVE_NO_XDEV,
-    file_handle,
-    openat2,
+    open_in_root,
 )
+
+from .mounttable import Mount, below, by_point
+from .record import Target
+from .syscalls import file_handle
 
 NO_LINKS = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 INSIDE = RESOLVE_IN_ROOT | NO_LINKS
@@ -111,7 +112,7 @@ class Search:
             if not self._wanted(below(self.points, path)):
                 continue
             try:
-                file = openat2(self.root, path, os.O_PATH | os.O_NOFOLLOW, INSIDE)
+                file = open_in_root(self.root, path, os.O_PATH | os.O_NOFOLLOW, INSIDE)
             except OSError:
                 continue
             try:
@@ -128,7 +129,7 @@ class Search:
             if not self._wanted(below(self.points, path)):
                 continue
             try:
-                folder = openat2(self.root, path, FOLDER, INSIDE)
+                folder = open_in_root(self.root, path, FOLDER, INSIDE)
             except OSError:
                 continue
             try:
@@ -165,7 +166,7 @@ class Search:
 
     def _walk(self, mount: Mount, by_handle: bool) -> Generator[bool, None, None]:
         try:
-            top = openat2(self.root, mount.point, os.O_PATH | os.O_DIRECTORY, INSIDE)
+            top = open_in_root(self.root, mount.point, os.O_PATH | os.O_DIRECTORY, INSIDE)
         except OSError:
             return  # a mounted file: the guesses had it
         try:
@@ -180,7 +181,7 @@ class Search:
                     return
                 path = queue.popleft()
                 try:
-                    folder = openat2(top, path, FOLDER, RESOLVE_BENEATH | RESOLVE_NO_XDEV | NO_LINKS)
+                    folder = open_in_root(top, path, FOLDER, RESOLVE_BENEATH | RESOLVE_NO_XDEV | NO_LINKS)
                 except OSError:
                     continue  # removed, a mountpoint, or not readable by anybody
                 here = prefix + path[1:] or "/"

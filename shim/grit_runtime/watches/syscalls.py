@@ -16,7 +16,7 @@ import termios
 from typing import NamedTuple
 
 # arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h (aarch64)
-PIDFD_OPEN, OPENAT2, PIDFD_GETFD = 434, 437, 438
+PIDFD_OPEN, PIDFD_GETFD = 434, 438
 _KCMP = {"x86_64": 312, "aarch64": 272}
 
 KCMP_FILE = 0  # linux/kcmp.h
@@ -26,9 +26,6 @@ AT_SYMLINK_FOLLOW = 0x400
 AT_EMPTY_PATH = 0x1000
 MAX_HANDLE_SZ = 128
 
-# linux/openat2.h
-RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS = 0x01, 0x02, 0x04
-RESOLVE_BENEATH, RESOLVE_IN_ROOT = 0x08, 0x10
 
 # linux/inotify.h
 IN_ALL_EVENTS = 0xFFF
@@ -102,19 +99,6 @@ def kcmp_file(pid1: int, fd1: int, pid2: int, fd2: int) -> int:
         raise OSError(errno.ENOSYS, f"kcmp: not known for {os.uname().machine}")
     long = ctypes.c_ulong
     return _call("kcmp", number, ctypes.c_int(pid1), ctypes.c_int(pid2), ctypes.c_int(KCMP_FILE), long(fd1), long(fd2))
-
-
-def openat2(dir_fd: int, path: str, flags: int, resolve: int) -> int:
-    """linux/openat2.h struct open_how: flags, mode, resolve, 64 bits each."""
-    how = struct.pack("=QQQ", flags | os.O_CLOEXEC, 0, resolve)
-    name = ctypes.c_char_p(os.fsencode(path))
-    for _ in range(64):  # EAGAIN: a rename or a mount somewhere at the same time
-        try:
-            return _call("openat2", OPENAT2, ctypes.c_int(dir_fd), name, how, ctypes.c_size_t(len(how)))
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EINTR):
-                raise
-    raise OSError(errno.EAGAIN, f"openat2: {path} keeps changing")
 
 
 def file_handle(dir_fd: int, path: str, follow: bool = False) -> Handle:
