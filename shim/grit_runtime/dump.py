@@ -10,7 +10,7 @@ from grit_runtime import spec as specs
 from grit_runtime.argv import Call
 from grit_runtime.checks import refuse
 from grit_runtime.criu import config, features
-from grit_runtime.journal import Journal
+from grit_runtime.journal import RUN, Journal
 from grit_runtime.recording import Recording
 from grit_runtime.settings import Settings
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # Options that runc has since a version; crun has none of them, and takes ours from CRIU's configuration.
 SWITCHES = {"--link-remap": (1, 3), "--tcp-skip-in-flight": (1, 3)}
 
+FINGERPRINTS = RUN + "/fingerprints"
 Asked = tuple[chain.Question, chain.Question]  # for the flavour, for the state
 
 
@@ -43,7 +44,6 @@ class Dump:
 
     def look(self) -> None:
         """Find out what the container is made of and what CRIU must be told; refuse what can't work."""
-        self.flavour = chain.flavour(self.runtime, self.asked[0])
         self.state = chain.ask_state(self.runtime, self.call, self.asked[1])
         if self.state.status not in ("running", "paused"):
             raise refuse("container-not-running", id=self.state.id, status=self.state.status)
@@ -77,7 +77,7 @@ class Dump:
 
         root = os.open(f"/proc/{self.state.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            return files.fingerprints(root, files.mapped(self.pids))
+            return files.fingerprints(root, files.mapped(self.pids), FINGERPRINTS)
         finally:
             os.close(root)
 
@@ -151,6 +151,7 @@ class Dump:
 
     def criu(self) -> None:
         """Have the next runtime dump the container; CRIU gets what `look` found in a configuration of its own."""
+        self.flavour = chain.flavour(self.runtime, self.asked[0])
         path = self.journal.folder + "/criu.conf"
         externals = mounts.dump_externals(self.mountinfo, self.spec, self.host_mounts, self._inside)
         with open(path, "w") as file:

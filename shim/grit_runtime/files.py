@@ -8,14 +8,17 @@ differs in these; an edit made to deceive may not, and wouldn't need to come thr
 from __future__ import annotations
 
 import fcntl
-import hashlib
+import json
 import os
 import stat
+import time
 from collections.abc import Iterable
 
 WHOLE = 8 << 20
 EDGE = 1 << 20
 SAMPLES, PAGE = 64, 4096
+SETTLED = 2.0  # s
+MOST = 10_000  # fingerprints that are kept
 
 
 def fingerprint(fd: int) -> str | None:
@@ -23,6 +26,8 @@ def fingerprint(fd: int) -> str | None:
     facts = os.fstat(fd)
     if not stat.S_ISREG(facts.st_mode):
         return None
+    import hashlib  # loads OpenSSL, which all that are known already don't need
+
     digest = hashlib.sha256()
     size = facts.st_size
     if size <= WHOLE:
@@ -54,23 +59,55 @@ def mapped(pids: Iterable[int]) -> list[str]:
     return [path for path in found if not path.startswith(("/dev/", "/memfd:", "/SYSV", "/proc/"))]
 
 
-def fingerprints(root_fd: int, paths: Iterable[str]) -> dict[str, str]:
-    """Fingerprints of files beneath an open root folder; those that aren't there or aren't regular are left out."""
+def fingerprints(root_fd: int, paths: Iterable[str], kept: str = "") -> dict[str, str]:
+    """Fingerprints of files beneath an open root folder; those that aren't there or aren't regular are left out.
+
+    `kept` names a file with those that were made before: a file with the same device, inode, size and times, of which
+    its owner can't set the last, has the same content. It is written anew when there is something to add.
+    """
     from grit_runtime.beneath import open_in_root
 
-    found = {}
+    before = _read(kept) if kept else {}
+    found, new = {}, {}
     for path in paths:
         try:
             fd = open_in_root(root_fd, path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError:
             continue
         try:
-            value = fingerprint(fd)
+            facts = os.fstat(fd)
+            identity = f"{facts.st_dev}:{facts.st_ino}:{facts.st_size}:{facts.st_mtime_ns}:{facts.st_ctime_ns}"
+            value = before.get(identity) or fingerprint(fd)
         finally:
             os.close(fd)
         if value:
             found[path] = value
+            # What changes again within one tick of the kernel's clock keeps its times.
+            if identity not in before and time.time() - facts.st_ctime > SETTLED:
+                new[identity] = value
+    if kept and new:
+        _write(kept, {**(before if len(before) < MOST else {}), **new})
     return found
+
+
+def _read(kept: str) -> dict[str, str]:
+    try:
+        with open(kept, encoding="ascii") as file:
+            value = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _write(kept: str, values: dict[str, str]) -> None:
+    """What can't be kept is made again."""
+    temporary = f"{kept}.{os.getpid()}"
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+            json.dump(values, file)
+        os.replace(temporary, kept)
+    except OSError:
+        pass
 
 
 def position(fd: int) -> int | None:

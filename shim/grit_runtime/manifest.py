@@ -17,7 +17,7 @@ from grit_runtime.checks import refuse
 
 NAME = "grit.json"
 FORMAT = 1
-PIECE = 16 << 20
+PIECE = 4 << 20
 LIMIT = 64 << 20  # a manifest larger than this isn't one
 
 
@@ -119,7 +119,7 @@ class Sums:
         self._thread.start()
 
     def finish(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Name to {"size": bytes, "pieces": [CRC-32 of each 16 MiB]} of the files `names`, which nobody writes now."""
+        """Name to {"size": bytes, "pieces": [CRC-32 of each 4 MiB]} of the files `names`, which nobody writes now."""
         self._done.set()
         self._thread.join()
         return sums(self._folder, names, self._pieces)
@@ -146,7 +146,7 @@ class Sums:
 
 
 def sums(folder: str, names: Iterable[str], known: dict[str, list[str]] | None = None) -> dict[str, dict[str, Any]]:
-    """Name to {"size": bytes, "pieces": [CRC-32 of each 16 MiB]} of files in `folder`; all cores work.
+    """Name to {"size": bytes, "pieces": [CRC-32 of each 4 MiB]} of files in `folder`; all cores work.
 
     `known`: pieces that were summed up before, from each file's beginning on.
     """
@@ -216,9 +216,8 @@ def _sum(path: str, start: int) -> str:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         end = start + PIECE
-        buffer = bytearray(1 << 19)
-        view = memoryview(buffer)
-        while start < end and (count := os.preadv(fd, [view[: min(len(buffer), end - start)]], start)):
+        view = memoryview(bytearray(min(1 << 19, max(1, os.fstat(fd).st_size - start))))
+        while start < end and (count := os.preadv(fd, [view[: end - start]], start)):
             total = zlib.crc32(view[:count], total)
             start += count
     finally:

@@ -59,3 +59,26 @@ def test_files_are_read_beneath_the_root_only(tmp_path: Path) -> None:
     found = files.fingerprints(root, ["/good", "/link", "/../secret", "/missing"])
     os.close(root)
     assert list(found) == ["/good"]
+
+
+def test_what_was_made_before_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "SETTLED", -1.0)
+    (tmp_path / "lib.so").write_bytes(b"one")
+    root, kept = os.open(tmp_path, os.O_PATH), str(tmp_path / "kept")
+    first = files.fingerprints(root, ["/lib.so"], kept)
+    with monkeypatch.context() as forbidden:
+        forbidden.setattr(files, "fingerprint", lambda _fd: None)
+        assert files.fingerprints(root, ["/lib.so"], kept) == first != {}
+        (tmp_path / "lib.so").write_bytes(b"two")
+        assert files.fingerprints(root, ["/lib.so"], kept) == {}
+    assert files.fingerprints(root, ["/lib.so"], kept) != first
+    (tmp_path / "kept").write_text("[]")
+    assert files.fingerprints(root, ["/lib.so"], kept) == files.fingerprints(root, ["/lib.so"])
+    os.close(root)
+
+
+def test_what_has_just_changed_is_not_kept(tmp_path: Path) -> None:
+    (tmp_path / "lib.so").write_bytes(b"one")
+    root, kept = os.open(tmp_path, os.O_PATH), tmp_path / "kept"
+    assert files.fingerprints(root, ["/lib.so"], str(kept)) and not kept.exists()
+    os.close(root)

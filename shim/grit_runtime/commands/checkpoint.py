@@ -16,7 +16,8 @@ def run(call: Call, settings: Settings) -> int:
     name = "checkpoint-" + container.key(call.root or "", call.id)
     with container.locked(call.root or "", call.id) as lock:
         # These are answered while we load the modules that follow; the guardian is forked before there are many.
-        asked = chain.flavour_question(runtime), chain.state_question(runtime, call)
+        state = chain.state_question(runtime, call)
+        asked = chain.flavour_question(runtime), state
         with journal.operation(name, lock) as undo:
             return _recorded(call, settings, runtime, undo, asked)
 
