@@ -62,7 +62,7 @@ def compare(row: Row, found: dict[str, Any]) -> None:
     if row.error:
         assert re.search(row.error, plain["log"]), plain["log"][-3000:]
         reason = plain["diagnosis"]["reason"] if plain["diagnosis"] else ""
-        assert reason == row.diagnosis or not row.diagnosis
+        assert reason == row.diagnosis
     if row.helped:
         assert found["helped"]["code"] == 0, (found["helped"]["options"], found["helped"]["log"][-3000:])
 

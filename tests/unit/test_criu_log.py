@@ -73,6 +73,21 @@ def test_a_descriptor_is_not_blamed_for_what_comes_after_it(tmp_path: Path) -> N
     assert [(line.process, line.object) for line in seen.errors] == [("46 (trainer)", "")]
 
 
+def test_a_task_that_can_not_be_stopped_is_the_cause_and_not_the_timeout_after_it(tmp_path: Path) -> None:
+    again = "".join(f"({n}.0) Error (criu/seize.c:335): zombie 46 (comm x) found while seizing\n" for n in range(99))
+    end = "(10.0) Error (criu/cr-dump.c:1655): Timeout reached. Try to interrupt: 0\n" + ENDED
+    seen = log.read(write(tmp_path, start=UNREAD + again, end=end))
+    assert [cause.reason for cause in log.causes(seen)] == ["task-traced"]
+    alone = log.read(write(tmp_path, start=UNREAD, end=end))
+    assert [cause.reason for cause in log.causes(alone)] == ["criu-timeout"]
+
+
+def test_a_namespace_is_not_blamed_on_the_task_before_it(tmp_path: Path) -> None:
+    after = "(1.0) Dumping pstree (pid: 33)\n(1.1) Dump NET namespace info 15 via 458\n"
+    told = log.refusal(write(tmp_path, "Error (criu/net.c:1): net: Unable to dump more than one netns", UNREAD + after))
+    assert told is not None and "process 458 (see the log) is in a namespace of its own" in told.message
+
+
 def test_an_unknown_failure_gives_its_first_errors(tmp_path: Path) -> None:
     path = write(tmp_path, "Error (criu/new.c:7): new: The moon is in the wrong phase")
     assert log.refusal(path) is None

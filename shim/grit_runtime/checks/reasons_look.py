@@ -55,7 +55,7 @@ REASONS = {
         "Close it before the checkpoint.",
     ),
     "namespace-outside": Reason(
-        "process {process} holds {kind} ({object}), a namespace that no process of the container is in",
+        "process {process} holds a namespace that no process of the container is in ({kind}, {object})",
         "Close it before the checkpoint.",
     ),
     "mptcp": Reason(
@@ -148,7 +148,7 @@ REASONS = {
         "Run it without a sandbox of its own (Chromium: --no-sandbox), or in a container of its own.",
     ),
     "nested-namespace": Reason(
-        "process {process} ({object}) is in {kind} namespace of its own inside the container",
+        "process {process} ({object}) is in a namespace of its own inside the container: {kind}",
         "Run it without a sandbox of its own, or in a container of its own.",
     ),
     "exec-session": Reason(

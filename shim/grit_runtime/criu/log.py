@@ -32,6 +32,10 @@ HARMLESS = (
     r"|Unable to kill|Pre-dumping FAILED|Dumping pstree \(pid: \d+\) failed"
 )
 TASK = r"Dumping task \(pid: (\d+) comm: (.*)\)$"
+SPACE = r"Dump [A-Z]+ namespace .*via (\d+)$"
+WHOLE = ("Dumping pstree (pid", "Dumping file-locks")  # from here on it is about no single process
+# What only follows from another failure -> that one.
+FOLLOWS = {"criu-timeout": "task-traced"}
 DESCRIPTOR = r"^(\d+) fdinfo (\d+): "
 # Facts that a reason's text may want and that the line may leave out.
 UNTOLD = {
@@ -109,6 +113,10 @@ def read(path: str | os.PathLike[str]) -> Log:
             process, thing = f"{task[1]} ({task[2]})", ""
         elif descriptor := re.match(DESCRIPTOR, text):
             thing = f"fd {descriptor[2]}"
+        elif space := re.match(SPACE, text):
+            process, thing = space[1], ""
+        elif text.startswith(WHOLE):
+            process = thing = ""
         elif text.startswith("-----"):
             thing = ""
         if re.match(ERROR, text) or _telling(known, text, timed=bool(match and match["time"])):
@@ -134,7 +142,7 @@ def causes(log: Log) -> list[Cause]:
                 if "path" in facts and reason.startswith(("file-", "shm-", "link-")):
                     facts["path"] = "/" + facts["path"].lstrip("/")  # CRIU leaves the root out
                 result.setdefault(reason, Cause(reason, facts, line))
-    return list(result.values())
+    return [cause for cause in result.values() if FOLLOWS.get(cause.reason) not in result]
 
 
 def cause(log: Log) -> Cause | None:

@@ -44,6 +44,8 @@ SYMPTOMS: list[tuple[str, str]] = [
     (r"External socket is used", "unix-socket-outside"),
     (r"Can't dump half of stream unix connection\. name: (?P<name>.*); peer", "unix-peer-outside"),
     (r"Can't dump half of stream unix connection", "unix-peer-outside"),
+    (r"unix: Dangling connection \d+|Unix socket \d+ (?:not found|without peer \d+)", "unix-peer-outside"),
+    (r"netlink: The socket has data to read", "netlink-unread"),
     (r"Can't get (?P<option>\d+:\d+) opt", "socket-option"),
     (r"Unknown socket collected \((?P<protocol>family \d+)\)", "socket-unsupported"),
     (r"Unsupported socket (?P<protocol>(?:family|type): \d+)", "socket-unsupported"),
@@ -61,6 +63,11 @@ SYMPTOMS: list[tuple[str, str]] = [
     (r"pidfd pid (?P<target>-?\d+) is not a part of process tree", "pidfd"),
     (r"PIDFD_THREAD flag is currently not supported", "pidfd-thread"),
     (r"Can't dump nested (?P<kind>\w+) namespace for (?P<process>\d+)", "nested-namespace"),
+    (r"Unable to dump more than one (?P<kind>net)ns", "nested-namespace"),
+    (r"No NS ID with kid (?P<kind>\d+)", "namespace-outside"),
+    # processes that can't be stopped; then CRIU waits for them until its time is up
+    (r"zombie (?P<pid>\d+) \(comm .*\) found while seizing", "task-traced"),
+    (r"Unseizable non-zombie (?P<process>\d+) found", "process-stray"),
     # GPU
     (r"Missing required plugin: (?P<plugin>\S+)", "plugin-missing"),
     (r"handle_device_vma plugin failed", "gpu-mapping-left"),

@@ -69,7 +69,10 @@ def of_log(path: str, images: str) -> Diagnosis:
     if log.finished and not log.errors:
         known = [cause for cause in known if cause.reason in logs.WARNINGS]
     causes = [logs.explain(cause, **named(cause, images)) for cause in known]
-    lines = [cause.line for cause in known] + [line for line in log.errors if line not in [c.line for c in known]]
+    every = {logs.what(line): line for line in reversed(log.errors)}  # what CRIU says again and again, once
+    every |= {logs.what(cause.line): cause.line for cause in known}
+    lines = [cause.line for cause in known] + sorted(every.values(), key=lambda line: line.number)
+    lines = list(dict.fromkeys(lines))
     return Diagnosis(log, causes, sorted(lines[:SHOWN], key=lambda line: line.number))
 
 

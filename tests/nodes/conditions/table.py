@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 class Row(NamedTuple):
     """`finding`: our reason, "" for none. `error`: a regular expression for a line of CRIU's log, "" where it succeeds.
-    `diagnosis`: the reason that is read from that log, "" where the log alone tells none. `helped`: with the options
+    `diagnosis`: the reason that is read from that log. `helped`: with the options
     that we give it succeeds."""
 
     finding: str
@@ -63,12 +63,12 @@ ROWS = {
     "raw-socket": well(),
     "packet-socket": well(),
     "ping-socket": well(),
-    "netlink-data": refused("netlink-unread", "netlink: The socket has data to read", ""),
+    "netlink-data": refused("netlink-unread", "netlink: The socket has data to read"),
     "vsock-socket": refused("socket-unsupported", r"Unknown socket collected \(family 40\)"),
     "unix-stream-outside": refused("unix-peer-outside", "External socket is used", "unix-socket-outside"),
-    "unix-stream-waiting": refused("unix-peer-outside", r"Dangling connection \d+", ""),
-    "unix-accepted-outside": refused("unix-peer-outside", r"Unix socket \d+ not found", ""),
-    "unix-datagram-outside": refused("unix-peer-outside", r"Unix socket \d+ without peer \d+", ""),
+    "unix-stream-waiting": refused("unix-peer-outside", r"Dangling connection \d+"),
+    "unix-accepted-outside": refused("unix-peer-outside", r"Unix socket \d+ not found"),
+    "unix-datagram-outside": refused("unix-peer-outside", r"Unix socket \d+ without peer \d+"),
     "unix-datagram-host-network": handled("unix-datagram-outside", "External socket is used", "unix-socket-outside"),
     "unix-in-flight": well(),
     "unix-peer-closed": well(),
@@ -100,14 +100,14 @@ ROWS = {
     "ipc-namespace": refused("nested-namespace", NESTED.format("ipc")),
     "cgroup-namespace": refused("nested-namespace", NESTED.format("cgroup")),
     "time-namespace": refused("nested-namespace", NESTED.format("time_for_children")),
-    "net-namespace": refused("nested-namespace", "Unable to dump more than one netns", ""),
+    "net-namespace": refused("nested-namespace", "Unable to dump more than one netns"),
     "mount-namespace": well(),
     "namespace-fd-own": well(),
-    "namespace-fd-outside": refused("namespace-outside", r"No NS ID with kid \d+", ""),
+    "namespace-fd-outside": refused("namespace-outside", r"No NS ID with kid \d+"),
     "sysv": well(),
     "sysv-host": refused("sysv-host", "doesn't live in IPC ns"),
     "sysv-shared": Row("sysv-shared", "refused", "", ""),  # CRIU takes it, and the two part ways unseen
-    "traced": refused("traced", r"zombie \d+ \(comm python3\) found while seizing", "criu-timeout"),
+    "traced": refused("traced", r"zombie \d+ \(comm python3\) found while seizing", "task-traced"),
     "zombie": well(),
     "aio": well(),
     "seccomp-filter": well(),
@@ -115,7 +115,7 @@ ROWS = {
     "exec-detached": well("exec-session", "warning"),
     "exec-daemon": refused("file-outside", OUTSIDE.format("/dev/null")),
     "session-outside": refused("session-outside", "is outside of its pid namespace"),
-    "nsenter": refused("process-stray", "Unseizable non-zombie", ""),
+    "nsenter": refused("process-stray", "Unseizable non-zombie"),
     "terminal": well(),
     "terminal-inherited": refused("terminal-outside", OUTSIDE.format("/dev/pts/"), "file-outside"),
     # the container as a whole
