@@ -51,7 +51,8 @@ class Terminal:
     def close(self) -> None:
         """Copy what is left, and give our terminal back as it was."""
         os.write(self._stop[1], b"x")
-        self._thread.join(5)
+        if self._thread.ident:  # it was served
+            self._thread.join(5)
         termios.tcsetattr(0, termios.TCSADRAIN, self._before)
         self._socket.close()
 

@@ -52,33 +52,39 @@ def _foreground(call: Call, settings: Settings, begin: Callable[[Call], int]) ->
     runtime = chain.next_runtime(settings)
     prctl.set_child_subreaper(True)
     folder = tempfile.mkdtemp(prefix="grit-")
-    code = 1
     try:
-        pid_file = call.option("--pid-file") or folder + "/pid"
-        wanted = argv.parse(call.rebuilt(remove={"--detach"}, add=["--detach"], replace={"--pid-file": pid_file}))
-        terminal = None
-        if _wants_terminal(call):
-            from grit_runtime.terminal import Terminal
-
-            terminal = Terminal(folder)
-            wanted = argv.parse(wanted.rebuilt(replace={"--console-socket": terminal.path}))
-        code = begin(wanted)
-        if code == 0:
-            with open(pid_file) as file:
-                pid = int(file.read())
-            if terminal:
-                terminal.serve()
-            try:
-                code = _wait(pid)
-            finally:
-                if terminal:
-                    terminal.close()
-                if not call.flag("--keep"):
-                    subprocess.run([runtime, *call.options, "delete", "--force", call.id], check=False,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        with _Forwarding() as signals:
+            return _live(call, runtime, folder, begin, signals)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return code
+
+
+def _live(call: Call, runtime: str, folder: str, begin: Callable[[Call], int], signals: _Forwarding) -> int:
+    """Have the container begin, and be with it to its end; its exit code."""
+    pid_file = call.option("--pid-file") or folder + "/pid"
+    wanted = argv.parse(call.rebuilt(remove={"--detach"}, add=["--detach"], replace={"--pid-file": pid_file}))
+    terminal = None
+    if _wants_terminal(call):
+        from grit_runtime.terminal import Terminal
+
+        terminal = Terminal(folder)
+        wanted = argv.parse(wanted.rebuilt(replace={"--console-socket": terminal.path}))
+    code = begin(wanted)
+    if code:
+        return code
+    with open(pid_file) as file:
+        pid = int(file.read())
+    try:
+        if terminal:
+            terminal.serve()
+        signals.to(pid)
+        return _wait(pid)
+    finally:
+        if terminal:
+            terminal.close()
+        if not call.flag("--keep"):
+            subprocess.run([runtime, *call.options, "delete", "--force", call.id], check=False,
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
 
 
 def _wants_terminal(call: Call) -> bool:
@@ -89,25 +95,44 @@ def _wants_terminal(call: Call) -> bool:
     return wants
 
 
-def _wait(pid: int) -> int:
-    """The exit code of our adopted child `pid`, 128 + N for signal N; signals that we get are passed on to it."""
+class _Forwarding:
+    """Signals that we get go to the container; those that come before there is one wait for it, as under runc."""
 
-    def forward(number: int, _frame: FrameType | None) -> None:
+    def __init__(self) -> None:
+        self._pid = 0
+        self._early: list[int] = []
+
+    def __enter__(self) -> _Forwarding:
+        self._before = {number: signal.signal(number, self._forward) for number in FORWARDED}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def to(self, pid: int) -> None:
+        """The container is there: `pid`, our child, gets what came before."""
+        self._pid = pid
+        for number in self._early:
+            self._forward(number, None)
+
+    def _forward(self, number: int, _frame: FrameType | None) -> None:
+        if not self._pid:
+            self._early.append(number)
+            return
         try:
-            os.kill(pid, number)
+            os.kill(self._pid, number)
         except ProcessLookupError:
             pass
 
-    before = {number: signal.signal(number, forward) for number in FORWARDED}
-    try:
-        while True:
-            try:
-                one, status = os.waitpid(-1, 0)
-            except ChildProcessError:
-                raise refuse("container-lost", pid=pid) from None
-            if one == pid:
-                code = os.waitstatus_to_exitcode(status)
-                return code if code >= 0 else 128 - code
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+def _wait(pid: int) -> int:
+    """The exit code of our adopted child `pid`, 128 + N for signal N."""
+    while True:
+        try:
+            one, status = os.waitpid(-1, 0)
+        except ChildProcessError:
+            raise refuse("container-lost", pid=pid) from None
+        if one == pid:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
