@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import subprocess
 import time
@@ -13,10 +14,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.testbed.node import Node, until
+from tests.testbed import Node, Testbed, until
 
+CHAIN = "/etc/nvidia-container-runtime/config.toml"
 BUNDLE = "/tmp/shell-bundle"
 COUNT = "trap 'exit 7' TERM INT; i=0; while :; do i=$((i+1)); echo $i; /bin/busybox sleep 0.05; done"
+
+
+@pytest.fixture(params=["node-a", "node-b", "node-b with crun"])
+def node(request: pytest.FixtureRequest, testbed: Testbed) -> Iterator[Node]:
+    """Each node with runc at the chain's end, and the one whose cgroups crun can use with crun."""
+    here = testbed.a if request.param == "node-a" else testbed.b
+    before = here.path(CHAIN).read_text()
+    if request.param.endswith("crun"):
+        here.write(CHAIN, re.sub("(?m)^runtimes = .*", 'runtimes = ["crun"]', before))
+        assert "crun" in here.run(["grit-runtime", "--version"]).stdout
+    yield here
+    here.write(CHAIN, before)
 
 
 @pytest.fixture
@@ -85,6 +99,22 @@ def test_run_with_the_annotation_in_the_foreground(node: Node, bundle: Path) -> 
     node.run(["rm", "-rf", "/var/lib/grit/shell"])
 
 
+@pytest.mark.parametrize("node", ["node-a"], indirect=True)
+def test_images_stay_when_the_runtime_fails_after_the_dump(node: Node, bundle: Path) -> None:
+    node.run(["sh", "-c", f"cd {BUNDLE}; grit-runtime run --detach shell >out/one 2>&1 </dev/null"])
+    until("it counts", lambda: len(lines(bundle / "out" / "one")) > 3)
+    failing = """#!/bin/sh
+        runc "$@"; code=$?
+        for word; do test "$word" != checkpoint || code=3; done
+        exit $code"""
+    node.write(f"{BUNDLE}/failing", failing, 0o755)
+    node.write(f"{BUNDLE}/config.toml", f'[runtime]\nnext = "{BUNDLE}/failing"\n')
+    words = ["grit-runtime", "checkpoint", "--image-path", f"{BUNDLE}/images", "shell"]
+    node.run(words, env={"GRIT_RUNTIME_CONFIG": f"{BUNDLE}/config.toml"})
+    node.run(["sh", "-c", f"cd {BUNDLE}; grit-runtime restore -d --image-path images shell >out/two 2>&1 </dev/null"])
+    until("it goes on", lambda: len(lines(bundle / "out" / "two")) > 3)
+
+
 def test_a_terminal(node: Node, bundle: Path) -> None:
     edit(node, terminal=True, annotations={})
     screen = Screen(node, f"cd {BUNDLE}; exec grit-runtime run shell")
@@ -115,6 +145,7 @@ class Screen:
             return False
         try:
             self.text += os.read(self.master, 65536).decode(errors="replace")
+            self.text = self.text.replace("\r\r\n", "\r\n")  # before the container's own pty is as we want it
         except OSError:
             return False
         return True
@@ -122,7 +153,7 @@ class Screen:
     def wait_for(self, wanted: str, seconds: float = 60) -> str:
         end = time.monotonic() + seconds
         while wanted not in self.text:
-            assert time.monotonic() < end and (self.read(1) or self.process.poll() is None), self.text[-2000:]
+            assert time.monotonic() < end and (self.read(1) or self.process.poll() is None), repr(self.text[-200:])
         return self.text
 
     def write(self, text: str) -> None:
@@ -132,7 +163,7 @@ class Screen:
         """What it showed, when it has ended."""
         end = time.monotonic() + 60
         while self.process.poll() is None:
-            assert time.monotonic() < end, self.text[-200:]
+            assert time.monotonic() < end, repr(self.text[-200:])
             self.read(0.1)
         while self.read(0):
             pass
