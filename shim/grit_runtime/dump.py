@@ -23,16 +23,13 @@ if TYPE_CHECKING:
 SWITCHES = {"--link-remap": (1, 3), "--tcp-skip-in-flight": (1, 3)}
 
 FINGERPRINTS = RUN + "/fingerprints"
-Asked = tuple[chain.Question, chain.Question]  # for the flavour, for the state
 
 
 class Dump:
     """A container that is being dumped. What the steps find out stands in attributes."""
 
-    def __init__(
-        self, call: Call, settings: Settings, runtime: str, journal: Journal, record: Recording, asked: Asked
-    ) -> None:
-        self.call, self.settings, self.runtime, self.asked = call, settings, runtime, asked
+    def __init__(self, call: Call, settings: Settings, runtime: str, journal: Journal, record: Recording) -> None:
+        self.call, self.settings, self.runtime = call, settings, runtime
         self.journal, self.record = journal, record
         self.images = os.path.abspath(call.option("--image-path") or "checkpoint")
         # Without the option runc puts its log into the image folder, crun into the current one.
@@ -40,11 +37,13 @@ class Dump:
         self.leave_running = call.flag("--leave-running")
         self.sums: manifest.Sums | None = None
         self.suspension: Suspension | None = None
-        self.aside: Aside | None = None
+        self.aside: Aside[None] | None = None
 
-    def look(self) -> None:
-        """Find out what the container is made of and what CRIU must be told; refuse what can't work."""
-        self.state = chain.ask_state(self.runtime, self.call, self.asked[1])
+    def look(self, asked: chain.Question, locks: Aside[str]) -> None:
+        """Find out what the container is made of and what CRIU must be told; refuse what can't work. What takes its
+        time was begun before: `asked` for the state, and the text of /proc/locks."""
+        self.state = chain.ask_state(self.runtime, self.call, asked)
+        self.version = chain.flavour_question(self.runtime)
         if self.state.status not in ("running", "paused"):
             raise refuse("container-not-running", id=self.state.id, status=self.state.status)
         self.spec = specs.read(self.state.bundle)
@@ -53,14 +52,14 @@ class Dump:
         self.paused = cgroup.frozen(self.group)
         self.mountinfo = mounts.read(self.state.pid)
         self.host_mounts = mounts.read("self")
-        self._look_at_processes()
+        self._look_at_processes(locks.wait())
         self.watches: Record = watches.resolve(watches.from_links(self.seen.links, self.pids), self.state.pid)
         self.overlay = layer.overlay(self.mountinfo) if self.settings.checkpoint.rw_layer else None
         self.shm = layer.shm_of(self.mountinfo, self.host_mounts) if self.settings.checkpoint.shm else None
         self._look_at_gpu()
 
-    def _look_at_processes(self) -> None:
-        self.seen = look.look(self.pids, spec=self.spec, init=self.state.pid)
+    def _look_at_processes(self, locks: str | None = None) -> None:
+        self.seen = look.look(self.pids, spec=self.spec, init=self.state.pid, locks=locks)
         look.refuse_what_fails(self.seen, self.settings)
         self.needs = look.needs(self.seen, self.spec)
 
@@ -151,7 +150,7 @@ class Dump:
 
     def criu(self) -> None:
         """Have the next runtime dump the container; CRIU gets what `look` found in a configuration of its own."""
-        self.flavour = chain.flavour(self.runtime, self.asked[0])
+        self.flavour = chain.flavour(self.runtime, self.version)
         path = self.journal.folder + "/criu.conf"
         externals = mounts.dump_externals(self.mountinfo, self.spec, self.host_mounts, self._inside)
         with open(path, "w") as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from grit_runtime import chain, container, journal
 from grit_runtime.argv import Call
+from grit_runtime.aside import Aside
 from grit_runtime.settings import Settings
 
 
@@ -15,23 +16,22 @@ def run(call: Call, settings: Settings) -> int:
         chain.execute(runtime, call.rebuilt())
     name = "checkpoint-" + container.key(call.root or "", call.id)
     with container.locked(call.root or "", call.id) as lock:
-        # These are answered while we load the modules that follow; the guardian is forked before there are many.
-        state = chain.state_question(runtime, call)
-        asked = chain.flavour_question(runtime), state
+        # It is answered while we load the modules that follow; the guardian is forked before there are many, or threads.
+        asked = chain.state_question(runtime, call)
         with journal.operation(name, lock) as undo:
-            return _recorded(call, settings, runtime, undo, asked)
+            return _recorded(call, settings, runtime, undo, asked, Aside(_locks))
 
 
 def _recorded(
-    call: Call, settings: Settings, runtime: str, undo: journal.Journal, asked: tuple[chain.Question, chain.Question]
+    call: Call, settings: Settings, runtime: str, undo: journal.Journal, asked: chain.Question, locks: Aside[str]
 ) -> int:
     from grit_runtime.dump import Dump
     from grit_runtime.recording import recording
 
     with recording("dump", call.id, settings) as record:
-        dump = Dump(call, settings, runtime, undo, record, asked)
+        dump = Dump(call, settings, runtime, undo, record)
         with record.phase("look"):
-            dump.look()
+            dump.look(asked, locks)
             dump.open_images()
         try:
             with record.phase("suspend"):
@@ -48,3 +48,9 @@ def _recorded(
             dump.discard()
             raise
     return 0
+
+
+def _locks() -> str:
+    """/proc/locks, for which the kernel has all CPUs wait for each other."""
+    with open("/proc/locks", encoding="ascii", errors="replace") as file:
+        return file.read()

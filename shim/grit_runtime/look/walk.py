@@ -16,6 +16,7 @@ PATHLESS = ("/memfd:", "/dmabuf:", "/secretmem", "/SYSV", "/[aio]", "/anon_hugep
 # Anonymous descriptors that CRIU dumps without any help: not worth an fdinfo.
 PLAIN = ("anon_inode:[eventfd]", "anon_inode:[eventpoll]", "anon_inode:[signalfd]", "anon_inode:[timerfd]")
 STDIO = (0, 1, 2)
+LOCKS = "/proc/locks"
 
 
 class _Walk:
@@ -33,8 +34,11 @@ class _Walk:
         self.mounts: dict[str, int] = {}  # mount namespace -> a process in it
 
 
-def look(pids: Iterable[int], *, spec: dict[str, Any] | None = None, init: int | None = None) -> Look:
+def look(
+    pids: Iterable[int], *, spec: dict[str, Any] | None = None, init: int | None = None, locks: str | None = None
+) -> Look:
     """Look at the processes `pids` of a container whose first one is `init` (default: the lowest), made from `spec`.
+    `locks` is the text of /proc/locks, if it has been read: the kernel takes 4 ms and more for it.
 
     A process that ends meanwhile is left out. Without root most of it can't be read: PermissionError.
     """
@@ -69,7 +73,7 @@ def look(pids: Iterable[int], *, spec: dict[str, Any] | None = None, init: int |
         devices=walk.devices,
         outside=outside,
         covered=covered,
-        locks=_locks(walk, {process.pid for process in processes}),
+        locks=_locks(walk, {process.pid for process in processes}, proc.read(LOCKS) if locks is None else locks),
         special=walk.special,
         shared=surroundings.shared(walk.segments),
         mapped=walk.mapped,
@@ -205,12 +209,12 @@ def _folders(walk: _Walk, process: Process) -> None:
             _deleted(walk, (process.pid, NO_FD), link, f"/proc/{process.pid}/{name}")
 
 
-def _locks(walk: _Walk, pids: set[int]) -> list[Lock]:
+def _locks(walk: _Walk, pids: set[int], text: str) -> list[Lock]:
     """Locks that these processes took, and those that name no process (OFD locks, a flock whose taker has ended) on a
     file that one of them has open. /proc/locks: "1: FLOCK ADVISORY WRITE 1234 08:01:5678 0 EOF"."""
     found = []
     strays = []
-    for line in proc.read("/proc/locks").splitlines():
+    for line in text.splitlines():
         fields = line.split()
         if len(fields) < 8 or fields[1] == "->":  # a waiter
             continue
