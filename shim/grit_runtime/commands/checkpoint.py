@@ -16,7 +16,7 @@ def run(call: Call, settings: Settings) -> int:
         chain.execute(runtime, call.rebuilt())
     name = "checkpoint-" + container.key(call.root or "", call.id)
     with container.locked(call.root or "", call.id) as lock:
-        # It is answered while we load the modules that follow; the guardian is forked before there are many, or threads.
+        # Answered while we load the modules that follow; the guardian is forked before there are many and threads.
         asked = chain.state_question(runtime, call)
         with journal.operation(name, lock) as undo:
             return _recorded(call, settings, runtime, undo, asked, Aside(_locks))
