@@ -51,8 +51,11 @@ def files(theirs: dict[str, Any], ours: dict[str, str | None]) -> list[Refusal]:
     return found
 
 
-def first(refusals: Iterable[Refusal], allow: Collection[str] = ()) -> None:
-    """Raise the first refusal whose reason may not be passed."""
+def first(refusals: Iterable[Refusal], allow: Collection[str] = ()) -> list[Refusal]:
+    """Raise the first refusal whose reason may not be passed; those that may."""
+    passed = []
     for refusal in refusals:
         if refusal.reason not in allow:
             raise refusal
+        passed.append(refusal)
+    return passed

@@ -119,7 +119,10 @@ def plan_restore(cuda: Cuda, part: object, spec: Mapping[str, Any], allow: Colle
         raise refuse("cuda-off", pid=made.processes[0].pid)
     made.helper = client.Helper(cuda.way, cuda.binary, cuda.timeout)
     try:
-        made.pairs = map_gpus(made.part, _live(made.helper, spec), allow)
+        here = _live(made.helper, spec)
+        made.pairs = map_gpus(made.part, here, allow)
+        if made.part.driver != here.driver:
+            made.passed.append(refuse("driver-mismatch", old=made.part.driver, new=here.driver or "none"))
         if made.part.bytes > limits.available():
             raise refuse("host-memory", need=made.part.bytes >> 20, have=limits.available() >> 20)
     except BaseException:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from grit_runtime import (
@@ -61,18 +61,23 @@ class Restore:
         self.flavour = chain.flavour(self.runtime)
         self.manifest = manifest.read(self.source.images)
         ours = {**manifest.node(), "criu": features.version(), "runtime": self.flavour.name}
-        gates.first(gates.node(self.manifest["node"], ours), self.allow)
+        self._pass(gates.node(self.manifest["node"], ours))
         for name, what in manifest.differences(self.source.images, self.manifest["files"], content=False):
             if name not in (layer.NAME, layer.SHM_NAME):  # these may stand beside the images
                 raise refuse("image-changed", name=name, path=self.source.images, what=what)
         complete.complete(self.source.images)
         apart = live.without_nodes_namespaces(self.spec)
         held = hostile.refusals(tasks.tasks(self.source.images), inventory.namespaces(self.source.images), apart)
-        gates.first(held, self.allow)
+        self._pass(held)
         self.watches = watches.from_json(self.manifest["watches"])
         self._find_pids_free()
         if self.manifest["container"].get("terminal") and not self.call.option("--console-socket"):
             raise refuse("terminal-needs-console", id=self.call.id)
+
+    def _pass(self, refusals: Iterable[Refusal]) -> None:
+        """Raise the first refusal that the pod may not pass by; put on record those that it does."""
+        for passed in gates.first(refusals, self.allow):
+            self.record.note(f"allowed by annotation: {passed.reason}: {passed.message}")
 
     def _exists(self) -> bool:
         try:
@@ -104,10 +109,11 @@ class Restore:
             self.settings.restore.optional_mounts,
             resolve=lambda path: mounts.inside(self.rootfs, path), allow=self.allow,
         )  # fmt: skip
-        gates.first(self.plan.refusals, self.allow)
+        self._pass(self.plan.refusals + self.plan.passed)
         added = [*self.plan.add, *(_placeholder(p.key, p.kind) for p in self.plan.placeholders)]
         spec = live.with_criu_config({**spec, "mounts": [*(spec.get("mounts") or []), *added]})
         self.gpu = gpu.plan_restore(self.settings.cuda, self.manifest["gpu"], spec, self.allow)
+        self._pass(self.gpu.passed)
         self.spec = self.gpu.raised(spec)
         self.gpu.make_room(self.journal)
         with open(f"{self.bundle}/config.json") as file:
@@ -129,7 +135,7 @@ class Restore:
             if mounts.inside(self.rootfs, mount.mountpoint) != mount.mountpoint:
                 raise refuse("mount-through-symlink", path=mount.mountpoint)
         theirs = self.manifest["fingerprints"]
-        gates.first(gates.files(theirs, self._fingerprints(list(theirs))), self.allow)
+        self._pass(gates.files(theirs, self._fingerprints(list(theirs))))
 
     def _fingerprints(self, paths: list[str]) -> dict[str, str | None]:
         """Fingerprints here: of a bind's source where the path lies in one, else of the file in the rootfs."""

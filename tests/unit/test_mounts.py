@@ -145,7 +145,7 @@ def reasons(made: mounts.RestorePlan) -> list[str]:
 
 
 def test_plan_for_the_same_spec_changes_nothing() -> None:
-    assert plan(GOOD) == mounts.RestorePlan([], [("/dev/null", "/dev/null")], [], [], [], [])
+    assert plan(GOOD) == mounts.RestorePlan([], [("/dev/null", "/dev/null")], [], [], [], [], [])
 
 
 def test_plan_names_what_is_missing_and_whose_it_is() -> None:
@@ -193,7 +193,8 @@ def test_plan_maps_another_driver_only_where_allowed() -> None:
 )
 def test_plan_refuses_an_image_that_reaches_further(image: list[Image], reason: str) -> None:
     assert reasons(plan(image)) == [reason]
-    assert reasons(plan(image, allow=[reason])) == []
+    allowed = plan(image, allow=[reason])
+    assert reasons(allowed) == [] and [refusal.reason for refusal in allowed.passed] == [reason]
 
 
 def test_plan_skips_masks_of_paths_that_are_not_here() -> None:

@@ -141,9 +141,10 @@ def gpu_bytes(folder: str, content: dict[str, Any]) -> list[Refusal]:
 
 
 def gpus(configured: settings.Settings, content: dict[str, Any], allow: Collection[str]) -> list[Refusal]:
-    """The GPUs of this node, all of them, against those of the checkpoint."""
-    gpu.plan_restore(configured.cuda, content["gpu"], {}, allow)
-    return []
+    """The GPUs of this node, all of them, against those of the checkpoint; what is allowed stops no later comparison."""
+    made = gpu.plan_restore(configured.cuda, content["gpu"], {}, allow)
+    made.close()
+    return made.passed
 
 
 def differs(configured: settings.Settings, content: dict[str, Any]) -> list[Refusal]:

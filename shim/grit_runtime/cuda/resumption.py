@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from grit_runtime.checks import refuse
+from grit_runtime.checks import Refusal, refuse
 
 from . import asking, client, inventory, limits, suspend
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 class Resumption:
     """The GPU processes of a container that is being restored, as `plan_restore` made it. `processes`: none means that
-    there is nothing to do. `pairs`: (old UUID, new UUID) of every GPU. The helper that was asked stays for `resume`, so
+    there is nothing to do. `pairs`: (old UUID, new UUID) of every GPU. `passed`: refusals that were allowed. The helper that was asked stays for `resume`, so
     that cuInit is over when the tasks are there."""
 
     def __init__(self, cuda: Cuda, part: inventory.Part | None) -> None:
@@ -25,6 +25,7 @@ class Resumption:
         self.cuda, self.part = cuda, part
         self.processes = part.processes if part is not None else ()
         self.pairs: list[tuple[str, str]] = []
+        self.passed: list[Refusal] = []
         self.raises: list[limits.Raise] = []
         self.original: dict[str, Any] = {}
         self.phases: list[suspend.Phase] = []

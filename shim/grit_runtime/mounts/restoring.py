@@ -53,6 +53,7 @@ class RestorePlan(NamedTuple):
     scratch: mountpoints (path, "dir" or "file") to make in the new rootfs: of mounts behind the spec.
     unused: binds of the live spec that the image lacks; they will silently not be mounted.
     refusals: why it can't be restored, none if it can.
+    passed: what would be a refusal if its reason weren't allowed.
     """
 
     add: list[dict[str, Any]]
@@ -61,6 +62,7 @@ class RestorePlan(NamedTuple):
     scratch: list[tuple[str, str]]
     unused: list[str]
     refusals: list[Refusal]
+    passed: list[Refusal]
 
 
 def restore_plan(
@@ -82,7 +84,7 @@ def restore_plan(
     """
     live = known(live_spec, resolve)
     told = {str(row.get("destination")): row for row in manifest_mounts}
-    plan = RestorePlan([], [], [], [], [], [])
+    plan = RestorePlan([], [], [], [], [], [], [])
     cgroups = cgroup_keys(live, read("self") if host_mounts is None else host_mounts)
     for mount in image_mounts:
         if mount.mountpoint == "/":
@@ -113,8 +115,7 @@ def cgroup_keys(live: Known, host: Iterable[Mount]) -> set[str]:
 
 
 def _refuse(plan: RestorePlan, allow: Collection[str], reason: str, **facts: object) -> None:
-    if reason not in allow:
-        plan.refusals.append(refuse(reason, **facts))
+    (plan.passed if reason in allow else plan.refusals).append(refuse(reason, **facts))
 
 
 def _external(
@@ -141,10 +142,8 @@ def _external(
         return
     twin = _twin(key, live)
     if twin is not None:
-        if "mount-version-differs" in allow:
-            plan.add.append({**live.entries[twin], "destination": key})
-        else:
-            plan.refusals.append(refuse("mount-version-differs", destination=key, here=twin))
+        plan.add.append({**live.entries[twin], "destination": key})
+        _refuse(plan, allow, "mount-version-differs", destination=key, here=twin)
         return
     inner = _within_rbind(key, live)
     if inner is not None:
