@@ -141,7 +141,7 @@ def gpu_bytes(folder: str, content: dict[str, Any]) -> list[Refusal]:
 
 
 def gpus(configured: settings.Settings, content: dict[str, Any], allow: Collection[str]) -> list[Refusal]:
-    """The GPUs of this node, all of them, against those of the checkpoint; what is allowed stops no later comparison."""
+    """What of this node's GPUs, all of them, differs and is allowed; raises the first refusal that isn't."""
     made = gpu.plan_restore(configured.cuda, content["gpu"], {}, allow)
     made.close()
     return made.passed

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 class Resumption:
     """The GPU processes of a container that is being restored, as `plan_restore` made it. `processes`: none means that
-    there is nothing to do. `pairs`: (old UUID, new UUID) of every GPU. `passed`: refusals that were allowed. The helper that was asked stays for `resume`, so
-    that cuInit is over when the tasks are there."""
+    there is nothing to do. `pairs`: (old UUID, new UUID) of every GPU. `passed`: refusals that were allowed. The helper
+    that was asked stays for `resume`, so that cuInit is over when the tasks are there."""
 
     def __init__(self, cuda: Cuda, part: inventory.Part | None) -> None:
         self.helper: client.Helper | None = None
