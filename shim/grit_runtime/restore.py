@@ -126,6 +126,8 @@ class Restore:
             layer.apply_once(self.source.layer, self.rootfs)
         shm = specs.bind_source(self.spec, "/dev/shm")
         if self.source.shm and shm:
+            if self.call.subcommand == "restore" and os.path.dirname(shm.rstrip("/")) == self.bundle:
+                layer.empty(shm)  # the container's own: podman fills it with what was there after the dump
             placed = layer.apply_shm(self.source.shm, shm)
             self.journal.add("remove-shm", folder=shm, made=list(placed.made))
         for path, kind in self.plan.scratch:

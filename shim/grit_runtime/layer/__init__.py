@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from grit_runtime.layer.mounted import Overlay, overlay, shm_of
     from grit_runtime.layer.newfile import Saved
     from grit_runtime.layer.saving import save, save_shm
-    from grit_runtime.layer.shm import Placed, apply_shm, remove_shm
+    from grit_runtime.layer.shm import Placed, apply_shm, empty, remove_shm
 
 NAME = "rootfs-diff.tar"
 SHM_NAME = "shm.tar"
 
 __all__ = [
     "NAME", "SHM_NAME", "Applied", "Overlay", "Placed", "Saved", "applied", "apply", "apply_once", "apply_shm",
-    "overlay", "remove_shm", "save", "save_shm", "shm_of",
+    "empty", "overlay", "remove_shm", "save", "save_shm", "shm_of",
 ]  # fmt: skip
 
 _HOME = {
     "Applied": "applying", "applied": "applying", "apply": "applying", "apply_once": "applying",
     "Overlay": "mounted", "overlay": "mounted", "shm_of": "mounted",
     "Saved": "newfile", "save": "saving", "save_shm": "saving",
-    "Placed": "shm", "apply_shm": "shm", "remove_shm": "shm",
+    "Placed": "shm", "apply_shm": "shm", "empty": "shm", "remove_shm": "shm",
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -55,6 +56,15 @@ def apply_shm(archive: str, directory: str) -> Placed:
         remove_shm(directory, made)
         raise named(error, archive, directory, at[0]) from error
     return Placed(done, tuple(made), len(there))
+
+
+def empty(directory: str) -> None:
+    """Take away all that is in `directory`, which belongs to the container alone. Nothing is followed out of it."""
+    for entry in list(os.scandir(directory)):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path)
+        else:
+            os.unlink(entry.path)
 
 
 def remove_shm(directory: str, made: Iterable[str]) -> None:
