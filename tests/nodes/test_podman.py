@@ -107,6 +107,19 @@ def test_leave_running_and_in_place(node: Node) -> None:
     assert again["bad"] == [] and again["identity"] == before["identity"], again
 
 
+def test_shared_memory_is_that_of_the_dump(node: Node) -> None:
+    """podman saves it after the dump, when a container that is left running has gone on."""
+    count = "i=0; while :; do i=$((i+1)); echo $i >>/dev/shm/numbers; /bin/busybox usleep 500; done"
+    node.run([*SHIM, "run", "--detach", "--name", "pod", "--network", "none", IMAGE, "sh", "-c", count])
+    file = node.path(f"/proc/{pid(node, 'pod')}/root/dev/shm/numbers")
+    until("it counts", lambda: file.exists() and len(file.read_text()) > 30)
+    export(node, "pod", "--leave-running")
+    node.run([*SHIM, "rm", "--force", "--time", "0", "pod"])
+    node.run([*SHIM, "container", "restore", "--import", EXPORT])
+    numbers = node.path(f"/proc/{pid(node, 'pod')}/root/dev/shm/numbers").read_text().split("\n")[:-1]
+    assert numbers == [str(number + 1) for number in range(len(numbers))]
+
+
 def test_a_terminal(node: Node) -> None:
     node.run([*SHIM, "run", "--detach", "--tty", "--name", "tty", "--network", "none", IMAGE, "sh", "-c", COUNT])
     until("it counts", lambda: len(logged(node)) > 3)
