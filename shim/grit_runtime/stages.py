@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -21,6 +22,10 @@ SCRIPT = "/usr/libexec/grit-runtime/criu-action"
 # A non-zero exit of the script makes CRIU give up at these stages; at later ones it is only logged.
 CAN_FAIL = frozenset({"pre-dump", "network-lock", "post-dump", "pre-restore", "setup-namespaces",
                       "post-setup-namespaces", "post-restore"})  # fmt: skip
+
+
+TICK = 1.0  # seconds
+DEAD_TICKS = 4  # so many ticks without any news a runtime may take to notice that its CRIU has ended
 
 
 class Ended(NamedTuple):
@@ -104,11 +109,18 @@ def _serve(child: int, errors: int, ask: int, answer: int, handlers: Mapping[str
     error: Exception | None = None
     seen: dict[str, float] = {}
     running = True
+    dead = 0
     try:
         while running:
-            ready = dict(poll.poll(max(0.0, end - time.monotonic()) * 1000))
-            if not ready:
+            left = end - time.monotonic()
+            ready = dict(poll.poll(max(0.0, min(left, TICK)) * 1000))
+            if not ready and left <= TICK:
                 return None
+            if not ready:
+                dead = dead + 1 if _criu_is_dead(child) else 0
+                if dead == DEAD_TICKS:
+                    # What CRIU left behind holds the runtime's socket to it open: it would wait for ever.
+                    os.kill(child, signal.SIGKILL)
             if errors in ready:
                 part = os.read(errors, 65536)
                 said += part
@@ -131,6 +143,23 @@ def _serve(child: int, errors: int, ask: int, answer: int, handlers: Mapping[str
         return Ended(code, said.decode(errors="replace"), error, seen)
     finally:
         os.close(exited)
+
+
+def _criu_is_dead(runtime: int) -> bool:
+    """Whether the runtime has a CRIU that has ended, and has not asked how."""
+    try:
+        children: list[str] = []
+        for task in os.listdir(f"/proc/{runtime}/task"):
+            with open(f"/proc/{runtime}/task/{task}/children") as file:
+                children += file.read().split()
+        for child in children:
+            with open(f"/proc/{child}/stat") as file:
+                name, _, rest = file.read().partition("(")[2].rpartition(")")
+            if name.startswith("criu") and rest.split()[0] == "Z":
+                return True
+    except OSError:
+        pass  # somebody ended while we looked
+    return False
 
 
 def _handle(handler: Handler | None, pid: int) -> Exception | None:
