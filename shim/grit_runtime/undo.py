@@ -155,14 +155,18 @@ def end_restore(runtime: str, options: list[str], id: str, root: str, groups: li
     # A runtime that was killed before it had written its state leaves the folder, in which runc binds CRIU's root.
     if os.path.isdir(home) and not _mounts_below(home):
         shutil.rmtree(home, ignore_errors=True)
-    for name in groups:
-        for controller, mountpoint in own.items():
-            version = 2 if controller == "" else 1
-            group = cgroup.Group(mountpoint + name, version)
-            if os.path.isdir(group.path):
-                if controller in ("", "freezer"):
-                    cgroup.kill(group)
-                cgroup.remove(group)
+    places = sorted(own.items(), key=lambda place: place[0] not in ("", "freezer"))  # the frozen must be thawed to die
+    made = [cgroup.Group(top + name, 2 if controller == "" else 1) for name in groups for controller, top in places]
+    made = [group for group in made if os.path.isdir(group.path)]
+    for group in made:
+        cgroup.kill(group)
+    end = time.monotonic() + 5
+    while made := [group for group in made if os.path.isdir(group.path)]:  # a task that has just died is still in it
+        for group in made:
+            cgroup.remove(group)
+        if time.monotonic() > end:
+            break
+        time.sleep(0.01)
 
 
 def _state_folder(options: list[str], id: str) -> str:
