@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable
 from types import FrameType
 
-from grit_runtime import argv, chain
+from grit_runtime import argv, chain, container
 from grit_runtime import spec as specs
 from grit_runtime.argv import Call
 from grit_runtime.checks import refuse
@@ -39,7 +39,11 @@ def run(call: Call, settings: Settings) -> int:
     def begin(wanted: Call) -> int:
         words = wanted.rebuilt(subcommand="create", remove={"--detach", "--keep", "--no-subreaper"})
         code = create.run(argv.parse(words), settings)
-        return code or start.run(argv.parse([*wanted.options, "start", wanted.id]), settings)
+        try:
+            return code or start.run(argv.parse([*wanted.options, "start", wanted.id]), settings)
+        except BaseException:
+            _delete(chain.next_runtime(settings), wanted)
+            raise
 
     if call.flag("--detach"):
         return begin(call)
@@ -83,8 +87,13 @@ def _live(call: Call, runtime: str, folder: str, begin: Callable[[Call], int], s
         if terminal:
             terminal.close()
         if not call.flag("--keep"):
-            subprocess.run([runtime, *call.options, "delete", "--force", call.id], check=False,
-                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+            _delete(runtime, call)
+
+
+def _delete(runtime: str, call: Call) -> None:
+    container.release(call.root or "", call.id)
+    subprocess.run([runtime, *call.options, "delete", "--force", call.id], check=False,
+                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
 
 
 def _wants_terminal(call: Call) -> bool:
