@@ -46,7 +46,7 @@ def command(ctx: click.Context, path: str, images: str, as_json: bool) -> None:
     with checkpoints.opened(path) as place:
         found = diagnose(place._replace(images=images or place.images))
     if as_json:
-        table.show_json("diagnosis", {"path": path, "logs": [to_json(one) for one in found]})
+        table.show_json("diagnose", {"path": path, "logs": [to_json(one) for one in found]})
     else:
         for number, one in enumerate(found):
             table.show(([""] if number else []) + describe(one))
@@ -128,7 +128,7 @@ def heading(log: logs.Log) -> str:
 
 
 def to_json(one: Diagnosis) -> dict[str, Any]:
-    """Documented in gritctl-diagnose(1)."""
+    """Documented in docs/json.md."""
     log = one.log
     return {
         "log": log.path if log else None,

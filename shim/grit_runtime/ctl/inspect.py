@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -10,13 +9,12 @@ from typing import Any
 
 import click
 
-from grit_runtime import manifest as manifests
-from grit_runtime.checks import Refusal, refuse
-from grit_runtime.criu import images
+from grit_runtime.checks import refuse
 from grit_runtime.ctl import BAD, OK, checkpoints, table
+from grit_runtime.ctl.contents import describe
 from grit_runtime.ctl.table import Branch, Cell
 
-LISTED = 30  # children of a branch, unless --all
+LISTED = 12  # children of a branch, unless --all
 COMMAND = 60  # characters of a command line, unless --all
 
 
@@ -36,34 +34,10 @@ def command(ctx: click.Context, checkpoint: str, everything: bool, as_json: bool
             raise refuse("no-images", path=checkpoint)
         found = describe(place)
     if as_json:
-        table.show_json("checkpoint", found)
+        table.show_json("inspect", found)
     else:
         table.show(table.tree(tree(found, everything)))
     ctx.exit(BAD if found["problems"] else OK)
-
-
-def describe(place: checkpoints.Place) -> dict[str, Any]:
-    """Everything that is shown, as JSON has it (gritctl-inspect(1)). What can't be read is a problem."""
-    problems = [_problem(place, refusal) for refusal in images.problems(place.images)]
-    found: dict[str, Any] = {"path": place.given, "archive": place.archive, "images": place.images}
-    found["manifest"] = _try(lambda: _manifest(place.images), place, problems)
-    parts: dict[str, Callable[[], Any]] = {
-        "inventory": lambda: images.inventory(place.images)._asdict(),
-        "processes": lambda: _processes(place),
-        "mounts": lambda: _mounts(place.images),
-        "files": lambda: _files(place.images),
-        "sockets": lambda: [one._asdict() for one in images.sockets(place.images)],
-        "watches": lambda: images.watches(place.images),
-        "timers": lambda: [one._asdict() for one in images.timers(place.images)],
-        "hostname": lambda: images.hostname(place.images),
-        "masks": lambda: images.masks(place.images),
-        "stats": lambda: stats._asdict() if (stats := _stats(place)) else None,
-    }
-    for name, part in parts.items():
-        found[name] = _try(part, place, problems)
-    found["sizes"] = _sizes(place)
-    found["problems"] = problems
-    return found
 
 
 def tree(found: dict[str, Any], everything: bool = False) -> Branch:
@@ -72,7 +46,7 @@ def tree(found: dict[str, Any], everything: bool = False) -> Branch:
     branches = [
         *_made(found),
         _process_branch(found, limit, everything),
-        _branch("mounts", found["mounts"], _mount_line, limit),
+        _mount_branch(found["mounts"], limit),
         _branch("open files", _grouped(found["files"]), _file_line, limit, _kinds(found["files"])),
         _branch("sockets", found["sockets"], _socket_line, limit),
         _branch("timers", found["timers"], _timer_line, limit),
@@ -81,101 +55,6 @@ def tree(found: dict[str, Any], everything: bool = False) -> Branch:
         _problem_branch(found["problems"]),
     ]
     return Branch(Cell(found["path"], "bold"), [branch for branch in branches if branch])
-
-
-def _try(part: Callable[[], Any], place: checkpoints.Place, problems: list[dict[str, str]]) -> Any:
-    """What `part` gives, or None and a problem."""
-    try:
-        return part()
-    except Refusal as refusal:
-        problem = _problem(place, refusal)
-        if problem not in problems:
-            problems.append(problem)
-        return None
-
-
-def _problem(place: checkpoints.Place, refusal: Refusal) -> dict[str, str]:
-    """Names of files without the folder, which is a temporary one for an archive."""
-    return {"reason": refusal.reason, "message": refusal.message.replace(f"{place.images}/", "")}
-
-
-def _manifest(folder: str) -> dict[str, Any] | None:
-    """None for images that grit-runtime didn't make: they have no manifest, and that is no problem here."""
-    if not os.path.lexists(os.path.join(folder, manifests.NAME)):
-        return None
-    return manifests.read(folder)
-
-
-def _stats(place: checkpoints.Place) -> images.Stats | None:
-    return images.stats(place.images) or (images.stats(place.home) if place.home else None)
-
-
-def _processes(place: checkpoints.Place) -> list[dict[str, Any]]:
-    result = []
-    for task in images.tasks(place.images):
-        memory = images.memory(place.images, task.pid) if task.exe else None
-        first = task.credentials[0] if task.credentials else None
-        result.append(
-            {
-                "pid": task.pid,
-                "parent": task.parent,
-                "comm": task.comm,
-                "command": [word for word in memory.arguments if word] if memory else [],
-                "exe": task.exe,
-                "state": task.state,
-                "architecture": task.architecture,
-                "threads": len(task.threads),
-                "uid": first.uid if first else None,
-                "gid": first.gid if first else None,
-                "capabilities": first.capabilities._asdict() if first else None,
-                "no_new_privs": first.no_new_privs if first else None,
-                "seccomp": first.seccomp if first else None,
-                "lsm": first.lsm if first else None,
-                "mapped": memory.mapped if memory else 0,
-                "stored": memory.stored if memory else 0,
-            }
-        )
-    return result
-
-
-def _mounts(folder: str) -> list[dict[str, Any]]:
-    rows = []
-    for mount in sorted(images.mounts(folder), key=lambda one: one.mountpoint):
-        role = "root" if mount.mountpoint == "/" else "mask" if images.mask(mount) else ""
-        role = role or ("external" if mount.external else "made anew")
-        rows.append({**mount._asdict(), "role": role})
-    return rows
-
-
-def _files(folder: str) -> list[dict[str, Any]]:
-    gone = {one.name: one for one in images.remaps(folder)}
-    rows = []
-    for file in images.open_files(folder):
-        deleted = gone[file.name].kind if file.name in gone and file.kind == "file" else None
-        row = {"id": file.id, "kind": file.kind, "name": file.name, "size": file.size}
-        rows.append({**row, "external": file.external, "deleted": deleted})
-    return rows
-
-
-def _sizes(place: checkpoints.Place) -> dict[str, Any]:
-    """Bytes by part: memory, tmpfs contents, other images, rootfs changes, shared memory."""
-    parts: Counter[str] = Counter()
-    for folder in dict.fromkeys((place.images, place.home)):
-        for name in os.listdir(folder):
-            facts = os.lstat(os.path.join(folder, name))
-            if name.endswith(".img") or name in ("rootfs-diff.tar", "shm.tar"):
-                parts[_part(name)] += facts.st_size
-    return {"total": sum(parts.values()), "parts": [{"part": k, "bytes": v} for k, v in parts.most_common()]}
-
-
-def _part(name: str) -> str:
-    if name == "rootfs-diff.tar":
-        return "rootfs changes"
-    if name == "shm.tar":
-        return "/dev/shm"
-    if name.startswith("pages-"):
-        return "memory"
-    return "tmpfs and deleted files" if name.startswith(("tmpfs-", "ghost-file-")) else "descriptions"
 
 
 def _made(found: dict[str, Any]) -> list[Branch]:
@@ -195,6 +74,8 @@ def _made(found: dict[str, Any]) -> list[Branch]:
             f"{node['runtime']}" + (f", NVIDIA driver {driver}" if driver else ""),
             f"container: {container.get('name') or container.get('id', '?')}",
         ]
+    if found["image"]:
+        lines.append(f"image: {found['image']}")
     if found["hostname"]:
         lines.append(f"hostname: {found['hostname']}")
     if stats:
@@ -227,7 +108,7 @@ def _process_branch(found: dict[str, Any], limit: int, everything: bool) -> Bran
     roots = grow(0, 0)
     threads, stored = sum(row["threads"] for row in rows), sum(row["stored"] for row in rows)
     if shown[0] > limit:
-        roots.append(Branch(Cell(f"{shown[0] - limit} more", "dim")))
+        roots.append(Branch(Cell(f"{shown[0] - limit} more, with --all", "dim")))
     return Branch(Cell(f"processes: {len(rows)}, {threads} threads, {table.size(stored)} stored", "cyan"), roots)
 
 
@@ -243,26 +124,50 @@ def _process_line(row: dict[str, Any], everything: bool) -> str:
 def _branch(name: str, rows: Any, line: Callable[[dict[str, Any]], str], limit: int, extra: str = "") -> Branch | None:
     if not rows:
         return None
+    limit += len(rows) == limit + 1  # the line that says "1 more" can as well be that one
     children = [Branch(line(row)) for row in rows[:limit]]
     if len(rows) > limit:
-        children.append(Branch(Cell(f"{len(rows) - limit} more", "dim")))
+        children.append(Branch(Cell(f"{len(rows) - limit} more, with --all", "dim")))
     return Branch(Cell(f"{name}: {extra or len(rows)}", "cyan"), children)
 
 
 def _grouped(rows: Any) -> list[dict[str, Any]]:
-    """Files that look the same as one line, with how often it was opened; sockets have a branch of their own."""
-    counted = Counter(_file_text(row) for row in rows or [] if row["kind"] not in ("inet", "timerfd"))
+    """Files that look the same as one line, with how often it was opened; what tells most comes first, libraries come
+    last. Sockets and timers have branches of their own."""
+    shown = sorted((row for row in rows or [] if row["kind"] not in ("inet", "timerfd")), key=_interest)
+    counted = Counter(_file_text(row) for row in shown)
     return [{"text": text, "times": times} for text, times in counted.items()]
+
+
+def _interest(row: dict[str, Any]) -> int:
+    if row["deleted"] or row["external"]:
+        return 0
+    if row["kind"] != "file":
+        return 2
+    return 3 if ".so" in row["name"] or row["name"] == "/" else 1
 
 
 def _kinds(rows: Any) -> str:
     counted = Counter(row["kind"] for row in rows or [])
-    return ", ".join(f"{number} {kind}" for kind, number in counted.most_common())
+    return f"{len(rows or [])} ({', '.join(f'{kind} {number}' for kind, number in counted.most_common())})"
+
+
+def _mount_branch(rows: Any, limit: int) -> Branch | None:
+    """The mounts by their roles, those that a restore needs the same of first."""
+    if not rows:
+        return None
+    order = sorted({row["role"] for row in rows} - {"root", "mask"}, key=lambda role: role != "external")
+    kinds = [_branch(role, [r for r in rows if r["role"] == role], _mount_line, limit) for role in order]
+    masks = [row["mountpoint"] for row in rows if row["role"] == "mask"]
+    branches = [branch for branch in kinds if branch]
+    if masks:
+        branches.append(Branch(f"masked: {', '.join(masks)}"))
+    return Branch(Cell(f"mounts: {len(rows)}", "cyan"), branches)
 
 
 def _mount_line(row: dict[str, Any]) -> str:
-    key = f" [{row['key']}]" if row["key"] not in ("", row["mountpoint"]) else ""
-    return f"{row['mountpoint']} {row['kind']}, {row['role']}{key}"
+    key = f", key {row['key']}" if row["key"] not in ("", row["mountpoint"]) else ""
+    return f"{row['mountpoint']} ({row['kind']}{key})"
 
 
 def _file_line(row: dict[str, Any]) -> str:
@@ -271,7 +176,8 @@ def _file_line(row: dict[str, Any]) -> str:
 
 def _file_text(row: dict[str, Any]) -> str:
     gone = f" (deleted, {row['deleted']}, {table.size(row['size'])})" if row["deleted"] else ""
-    return f"{row['kind']} {row['name']}".rstrip() + gone + (" (from outside)" if row["external"] else "")
+    name = row["name"] if row["kind"] == "file" else f"{row['kind']} {row['name']}".rstrip()
+    return name + gone + (" (from outside)" if row["external"] else "")
 
 
 def _socket_line(row: dict[str, Any]) -> str:

@@ -46,9 +46,9 @@ def command(ctx: click.Context, checkpoint: str, here: bool, allow: tuple[str, .
     code = exit_code(found)
     if as_json:
         rows = [gate._asdict() for gate in found]
-        table.show_json("verification", {"path": checkpoint, "node": here, "ok": code == OK, "gates": rows})
+        table.show_json("verify", {"path": checkpoint, "node": here, "ok": code == OK, "gates": rows})
     else:
-        table.show(lines(found))
+        table.show([*lines(found), "", verdict(found, here)])
     ctx.exit(code)
 
 
@@ -66,7 +66,9 @@ def verify(place: checkpoints.Place, *, here: bool, allow: Collection[str]) -> l
         return [*found, closed("manifest", refusal, allow)]
     fine = f"{len(content['files'])} files are as they were made"
     found += gate("hashes", fine, allow, lambda: changed(place, content))
-    found += gate("gpu memory", "the images hold what was on the GPUs", allow, lambda: gpu_bytes(place.images, content))
+    if content["gpu"]:
+        fine = "the images hold what was on the GPUs"
+        found += gate("gpu memory", fine, allow, lambda: gpu_bytes(place.images, content))
     if here:
         found += node(content, allow)
     return found
@@ -161,6 +163,18 @@ def criu_works() -> list[Refusal]:
 def exit_code(found: Iterable[Gate]) -> int:
     levels = {gate.level for gate in found}
     return BAD if "bad" in levels else UNKNOWN if "unknown" in levels else OK
+
+
+def verdict(found: list[Gate], here: bool) -> str:
+    """The last line: what the gates come to."""
+    code, passed = exit_code(found), sorted({gate.reason for gate in found if gate.level == "allowed"})
+    if code == BAD:
+        return table.paint(f"This checkpoint must not be restored{' here' if here else ''}.", "red")
+    if code == UNKNOWN:
+        return table.paint("Not everything could be looked at.", "yellow")
+    if passed:
+        return table.paint(f"Nothing stands in the way but what was allowed: {', '.join(passed)}.", "yellow")
+    return table.paint(f"This checkpoint is whole and unchanged{', and fits this node' if here else ''}.", "green")
 
 
 def lines(found: Iterable[Gate]) -> list[str]:
