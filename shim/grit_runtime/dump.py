@@ -151,6 +151,10 @@ class Dump:
     def criu(self) -> None:
         """Have the next runtime dump the container; CRIU gets what `look` found in a configuration of its own."""
         self.flavour = chain.flavour(self.runtime, self.version)
+        # CRIU freezes the group again before it lets go of the tasks (freezer_restore_state in its seize.c). So where they
+        # live on, and none of its link_remap files is in the layer, that can be saved afterwards: each of the four
+        # stages would start a shell.
+        self.in_criu = not self.leave_running or self.needs.link_remap or self.flavour.name != "runc"
         path = self.journal.folder + "/criu.conf"
         externals = mounts.dump_externals(self.mountinfo, self.spec, self.host_mounts, self._inside)
         with open(path, "w") as file:
@@ -162,7 +166,7 @@ class Dump:
         ended = stages.run(
             [self.runtime, *self.call.rebuilt(add=self._switches())],
             self.journal,
-            {"post-dump": self._save_layer},
+            {"post-dump": self._save_layer} if self.in_criu else {},
             environment={**os.environ, "CRIU_CONFIG_FILE": path},
             keep_stderr=True,
             timeout=self.settings.checkpoint.timeout,
@@ -186,6 +190,12 @@ class Dump:
             # same time as crun's checkpoint, which fails when it finds nothing more to do.
             self.record.note(f"the container is checkpointed and gone; then the next runtime failed: {said}")
         self.journal.forget(locked)
+        if not self.in_criu:
+            if not cgroup.frozen(self.group):
+                raise refuse("dump-failed", id=self.state.id, error="the tasks ran on before their rw layer was saved",
+                             log=self.work)  # fmt: skip
+            cgroup.freeze(self.group)  # until every one has stopped
+            self._save_layer(0)
         os.write(2, ended.stderr.encode())
 
     def _meanwhile(self) -> None:
@@ -198,7 +208,6 @@ class Dump:
     def _options(self, externals: list[tuple[str, str]]) -> config.Options:
         needs = self.needs
         options: list[tuple[str, str | None]] = [
-            ("action-script", stages.SCRIPT),
             ("ghost-limit", str(self.settings.checkpoint.ghost_limit)),
             ("link-remap", None),
             ("network-lock", features.network_lock(self.settings.checkpoint.network_lock)),
@@ -209,6 +218,8 @@ class Dump:
             options.append(("enable-external-masters", None))
         if needs.skip_in_flight and not self._has_switch("--tcp-skip-in-flight"):
             options.append(("skip-in-flight", None))
+        if self.in_criu:
+            options.append(("action-script", stages.SCRIPT))
         if self.on_gpu:
             options.append(("libdir", stages.no_plugins(self.journal)))
         return config.Options(tuple(options))
@@ -230,7 +241,7 @@ class Dump:
         return word in SWITCHES and self.flavour.name == "runc" and self.flavour.version >= SWITCHES[word]
 
     def _save_layer(self, _pid: int) -> None:
-        """CRIU is done and holds the tasks still; only now are all its link_remap files in the rw layer."""
+        """CRIU is done and the tasks stand still; only now are all its link_remap files in the rw layer."""
         root = f"/proc/{self.state.pid}/root"
         assert self.aside is not None
         self.aside.wait()
