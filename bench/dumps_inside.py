@@ -14,14 +14,16 @@ import os
 import shutil
 import sys
 import time
+from typing import Any
 
+Side = dict[str, Any]
 ROOT = "/run/containerd/runc/default"  # containerd's folder of runc's state, of its namespace "default"
 IMAGES = "/var/lib/grit/bench"
 LOGS = "/var/lib/grit-runtime/logs"
 SAID = "/tmp/bench-said"
 
 
-def call(side, *words):
+def call(side: Side, *words: str) -> float:
     """How long the runtime takes, in s. RuntimeError with its words if it fails."""
     argv = [side["runtime"], "--root", ROOT, *words]
     with open(SAID, "wb") as said:
@@ -37,7 +39,7 @@ def call(side, *words):
     return took
 
 
-def longest_gap(side):
+def longest_gap(side: Side) -> float:
     """The longest gap between two beats since this was last asked, in s."""
     talk = f"/proc/{side['pid']}/root/run/workload"
     with open(f"{talk}/new-bench", "w") as file:
@@ -49,14 +51,14 @@ def longest_gap(side):
             with open(f"{talk}/answer-bench") as file:
                 found = json.load(file)
             os.unlink(f"{talk}/answer-bench")
-            return found["longest"]
+            return float(found["longest"])
         except FileNotFoundError:
             if time.monotonic() > end:
                 raise
             time.sleep(0.01)
 
 
-def dump(side, paused):
+def dump(side: Side, paused: bool) -> tuple[float, float]:
     """(wall, frozen) of one dump."""
     shutil.rmtree(IMAGES, ignore_errors=True)
     os.makedirs(IMAGES)
@@ -72,22 +74,23 @@ def dump(side, paused):
     return wall, longest_gap(side)
 
 
-def phases(id):
+def phases(id: str) -> dict[str, float]:
     """What our record tells of the newest dump: {phase: s}."""
     newest = max(name for name in os.listdir(f"{LOGS}/{id}") if not name.startswith("."))
     with open(f"{LOGS}/{id}/{newest}/record.json") as file:
-        return json.load(file)["phases"]
+        found: dict[str, float] = json.load(file)["phases"]
+        return found
 
 
-def main():
+def main() -> None:
     sides = json.load(sys.stdin)
     try:
         os.nice(-10)  # both sides alike: what else this machine does shall disturb less
     except OSError:
         pass
-    times = {}
+    times: dict[str, tuple[list[float], list[float]]] = {}
 
-    def note(name, number, took):
+    def note(name: str, number: int, took: float) -> None:
         times.setdefault(name, ([], []))[number].append(took)
 
     order = (sides["ours"], sides["theirs"])

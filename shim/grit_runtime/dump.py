@@ -151,9 +151,9 @@ class Dump:
     def criu(self) -> None:
         """Have the next runtime dump the container; CRIU gets what `look` found in a configuration of its own."""
         self.flavour = chain.flavour(self.runtime, self.version)
-        # CRIU freezes the group again before it lets go of the tasks (freezer_restore_state in its seize.c). So where they
-        # live on, and none of its link_remap files is in the layer, that can be saved afterwards: each of the four
-        # stages would start a shell.
+        # CRIU freezes the group again before it lets go of the tasks (freezer_restore_state in its seize.c). So where
+        # they live on, and none of its link_remap files is in the layer, that can be saved afterwards: each of the
+        # four stages would start a shell.
         self.in_criu = not self.leave_running or self.needs.link_remap or self.flavour.name != "runc"
         path = self.journal.folder + "/criu.conf"
         externals = mounts.dump_externals(self.mountinfo, self.spec, self.host_mounts, self._inside)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bench import dumps
 from bench.figures import added, share, table
 
 
@@ -18,3 +19,13 @@ def test_limits() -> None:
     assert "+2.10 ms" in first and "BROKEN" in first
     assert "+5.00 %" in second and " ok " in second
     assert "limit" not in third
+
+
+def test_a_checkpoint_has_four_limits() -> None:
+    times = {f"{mode} {what}": ([0.4], [0.3]) for mode in ("running", "paused") for what in ("wall", "frozen")}
+    found = dumps.figures("node-a", {**times, "paused phase look": ([0.02], [])})
+    assert [(figure.name, figure.limit, figure.broken) for figure in found] == [
+        ("node-a: checkpoint, wall time", 200, False), ("node-a: checkpoint, frozen", 60, True),
+        ("node-a: checkpoint, paused first, wall time", 200, False),
+        ("node-a: checkpoint, paused first, frozen", 60, True), ("  of which look", None, False),
+    ]  # fmt: skip
