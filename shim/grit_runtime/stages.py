@@ -67,7 +67,7 @@ def run(
     # Both ends of both: the script never finds a FIFO without its other side, and we never see an end of file.
     ask = os.open(folder + "/ask", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     answer = os.open(folder + "/answer", os.O_RDWR | os.O_CLOEXEC)
-    step = journal.add("end-runtime", stages=folder)
+    step = journal.add("end-runtime", stages=folder, gently=keep_stderr)
     errors, theirs = os.pipe() if keep_stderr else (-1, -1)
     try:
         wanted = {"GRIT_STAGES": folder, "GRIT_WANTED": " ".join(handlers)}

@@ -119,13 +119,19 @@ def unlock_network(pid: int, start: str, path: str, version: int) -> None:
         unlock.all_of(pid, cgroup.processes(cgroup.Group(path, version)))
 
 
-def end_runtime(stages: str) -> None:
+def end_runtime(stages: str, gently: bool = False) -> None:
     """Of starting the next runtime: it, CRIU and their children end, found by the variable that only they carry.
 
     CRIU writes its title over its environment in memory, so children are looked for too, while their parents live.
+    `gently`: of a dump; CRIU may be running its own code inside the container's tasks, which would die with it. So it
+    is let go on to its next stage, fails there, and puts everything back itself.
     """
-    end = time.monotonic() + 10
     ours: dict[int, str] = {}
+    if gently:
+        for pid in _descendants(_with_variable(f"GRIT_STAGES={stages}")):
+            ours.setdefault(pid, process.started(pid))
+        _let_criu_fail(stages, ours)
+    end = time.monotonic() + 10
     while True:
         for pid in _descendants(_with_variable(f"GRIT_STAGES={stages}")):
             ours.setdefault(pid, process.started(pid))
@@ -137,6 +143,35 @@ def end_runtime(stages: str) -> None:
         if time.monotonic() > end:
             raise TimeoutError(f"processes {left} don't end")
         time.sleep(0.02)
+
+
+def _let_criu_fail(stages: str, ours: dict[int, str]) -> None:
+    """Answer CRIU's action script with a failure, as often as it asks, until CRIU has ended; five minutes at most."""
+    criu = {pid: start for pid, start in ours.items() if _name(pid).startswith("criu")}
+    end = time.monotonic() + 300
+    fds = []
+    try:
+        for name in ("ask", "answer"):
+            fds.append(os.open(f"{stages}/{name}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+        os.write(fds[1], b"1\n")  # it may have asked already
+        while time.monotonic() < end and any(process.runs(pid, start) for pid, start in criu.items()):
+            try:
+                os.write(fds[1], b"1\n" * os.read(fds[0], 4096).count(b"\n"))
+            except BlockingIOError:
+                time.sleep(0.02)
+    except FileNotFoundError:
+        pass
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _name(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm") as file:
+            return file.read()
+    except OSError:
+        return ""
 
 
 def end_restore(runtime: str, options: list[str], id: str, root: str, groups: list[str], stages: str) -> None:
