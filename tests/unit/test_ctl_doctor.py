@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from grit_runtime.chain import Flavour
 from grit_runtime.checks import refuse
 from grit_runtime.criu.features import Criu
-from grit_runtime.ctl import doctor, facts
+from grit_runtime.ctl import doctor, facts, proof
 from grit_runtime.ctl.containerd import Edit
 from grit_runtime.ctl.facts import Facts, Folder, Gpu, Toolkit
 from grit_runtime.ctl.main import main
@@ -37,6 +37,7 @@ GOOD = Facts(
     folders=[Folder("/var/lib/grit", 500 << 30, True)],
     missing=[],
     pending=[],
+    foreign=[],
     libcriu=False,
     capabilities=(1 << 41) - 1,
 )
@@ -78,6 +79,7 @@ def test_a_good_node_has_nothing_to_say_against() -> None:
         ({"folders": [Folder("/f", 1 << 20, True)]}, "space-low", "bad"),
         ({"folders": [Folder("/f", 70 << 30, True)]}, "space-low", "warn"),
         ({"pending": ["/run/grit-runtime/op/x"]}, "recovery-needed", "bad"),
+        ({"foreign": [("containerd", "xx_XX.UTF-8")]}, "locale-missing", "warn"),
         ({"targets": [Target("containerd", "/e", Edit("/e", "", "x", []))]}, "handler-missing", "warn"),
         ({"targets": [Target("containerd", "/e", None, refuse("handler-name", name="x"))]}, "handler-name", "warn"),
         ({"low": Flavour("crun", (1, 21))}, "libcriu-missing", "bad"),
@@ -106,6 +108,10 @@ def test_the_screen_and_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_facts_are_read_as_their_sources_write_them() -> None:
+    entries = ["LANG=xx_XX.UTF-8", "LC_ALL=", "HOME=/", "PERL_BADLANG=0", "LD_PRELOAD=/x", ""]
+    assert facts.locale_of(entries) == {"LANG": "xx_XX.UTF-8", "LC_ALL": "", "PERL_BADLANG": "0"}
+    assert proof.complains(["/usr/bin/perl", "-e", "1"], {"LANG": "xx_XX.UTF-8"})
+    assert not proof.complains(["/usr/bin/perl", "-e", "1"], {"LANG": "xx_XX.UTF-8", "PERL_BADLANG": "0"})
     open_module = (
         "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  (dvs-builder@U22)\n"
         "GCC version:  gcc version 12.2.0 (Debian 12.2.0-14)\n"

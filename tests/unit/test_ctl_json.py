@@ -125,6 +125,7 @@ def logs(tmp_path: Path, patch: pytest.MonkeyPatch) -> str:
 def recover_(tmp_path: Path, patch: pytest.MonkeyPatch) -> str:
     patch.setattr(journal, "RUN", str(tmp_path))
     patch.setattr(recover, "SETTLE", 0)
+    patch.setattr("grit_runtime.cuda.hugepages.owed", lambda: "")
     book = journal.Journal(str(tmp_path / "op" / "dump-c1-1"))
     book.add("remove", path=str(tmp_path / "none"))
     book.close()

@@ -110,6 +110,9 @@ def test_logs(kept: list[str]) -> None:
 def test_recover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "RUN", str(tmp_path))
     monkeypatch.setattr(recover, "SETTLE", 0)
+    owed = [""]
+    monkeypatch.setattr("grit_runtime.cuda.hugepages.owed", lambda: owed[0])
+    monkeypatch.setattr("grit_runtime.cuda.hugepages.sweep", lambda: owed.insert(0, ""))
     assert "Nothing to recover" in CliRunner().invoke(main, ["recover"]).output
     left = tmp_path / "scratch"
     left.mkdir()
@@ -120,6 +123,9 @@ def test_recover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert dry.exit_code == 0 and "dump-c1-1" in dry.output and "to undo" in dry.output and left.exists()
     done = CliRunner().invoke(main, ["recover"])
     assert done.exit_code == 0 and "undone" in done.output and not left.exists() and not Path(book.folder).exists()
+    owed.insert(0, "madvise")
+    assert "huge-pages" in CliRunner().invoke(main, ["recover", "--dry-run"]).output and owed[0] == "madvise"
+    assert "huge-pages" in CliRunner().invoke(main, ["recover"]).output and owed[0] == ""
     # a marker of a container that is gone goes; one of a process that lives, or that is being written, stays
     (tmp_path / "held").mkdir()
     pid = os.getpid()

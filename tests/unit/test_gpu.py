@@ -284,9 +284,14 @@ def test_the_dead_hold_nothing(tmp_path: Path) -> None:
     pages.hold(hugepages.user())
     pages.release(hugepages.user())
     assert pages.now() == "madvise"
+    place = {"setting": str(pages.setting), "state": str(pages.state)}
+    pages.hold(hugepages.user())
+    assert hugepages.owed(**place) == "", "a living one holds them"
+    pages.release(hugepages.user())
     pages.hold(dead)
-    hugepages.sweep(setting=str(pages.setting), state=str(pages.state))
-    assert pages.now() == "madvise"
+    assert hugepages.owed(**place) == "madvise"
+    hugepages.sweep(**place)
+    assert (pages.now(), hugepages.owed(**place)) == ("madvise", "")
 
 
 def test_a_setting_that_somebody_changed_meanwhile_stays(tmp_path: Path) -> None:

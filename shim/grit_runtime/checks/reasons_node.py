@@ -37,6 +37,10 @@ REASONS = {
         "{path} is not there, so the layout of this node's containerd configuration is not known",
         "Start the service once, then run gritctl install again.",
     ),
+    "locale-missing": Reason(
+        "{name} runs with the locale {locale}, which is not installed, and so Perl complains whenever it calls us",
+        "Set PERL_BADLANG=0 for it, as /usr/share/grit-runtime/locale.conf does for services, and restart it.",
+    ),
     "nothing-to-configure": Reason(
         "no containerd, k3s, RKE2, GRIT or podman was found here",
         "Name containerd's configuration file with --containerd.",

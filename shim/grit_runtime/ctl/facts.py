@@ -6,6 +6,7 @@ import glob
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from grit_runtime.criu import features
 from grit_runtime.ctl import proof, recover, targets, toml
 from grit_runtime.ctl.changes import read
 from grit_runtime.ctl.containerd import File, Handler
+from grit_runtime.cuda import hugepages
 
 PARTS = (
     "/usr/bin/grit-runtime",
@@ -23,6 +25,7 @@ PARTS = (
     "/usr/share/grit-runtime/criu.conf",
 )
 MODULES = ("click", "tomlkit", "pyroute2", "prctl")
+SERVICES = ("containerd", "dockerd", "crio")  # by their names in /proc/PID/comm; k3s and RKE2 start a containerd
 THP = "/sys/kernel/mm/transparent_hugepage/enabled"
 
 
@@ -70,6 +73,7 @@ class Facts(NamedTuple):
     folders: list[Folder]
     missing: list[str]
     pending: list[str]
+    foreign: list[tuple[str, str]]  # (service, its locale) where Perl complains about that
     libcriu: bool
     capabilities: int  # CapEff, a bit for each of capability.h
 
@@ -97,10 +101,44 @@ def gather() -> Facts:
         folders=[folder for folder in map(_folder, [*used.restore.roots, "/var/lib/grit-runtime"]) if folder],
         missing=[path for path in PARTS if not os.path.exists(path)]
         + [f"the Python module {name}" for name in MODULES if not find_spec(name)],
-        pending=recover.dead_operations() + recover.dead_markers() if os.geteuid() == 0 else [],
+        pending=left_behind() if os.geteuid() == 0 else [],
+        foreign=foreign_locales(),
         libcriu=bool(glob.glob("/usr/lib/*/libcriu.so.2") + glob.glob("/usr/lib*/libcriu.so.2")),
         capabilities=capabilities(read("", "/proc/self/status") or ""),
     )
+
+
+def left_behind() -> list[str]:
+    """What `gritctl recover` would undo."""
+    pages = [hugepages.STATE] if hugepages.owed() else []
+    return recover.dead_operations() + recover.dead_markers() + pages
+
+
+def foreign_locales() -> list[tuple[str, str]]:
+    """The services that call us with a locale that isn't installed: Perl, in which our entry is written, then says so on
+    stderr, amid what the runtime answers."""
+    found: dict[tuple[str, str], None] = {}
+    for folder in glob.glob("/proc/[0-9]*"):
+        try:
+            with open(f"{folder}/comm") as file:
+                name = file.read().strip()
+            if name not in SERVICES:
+                continue
+            with open(f"{folder}/environ", "rb") as file:
+                entries = file.read().split(b"\0")
+        except OSError:
+            continue
+        environment = locale_of(os.fsdecode(entry) for entry in entries)
+        if proof.complains(["/usr/bin/perl", "-e", "1"], environment):
+            locale = environment.get("LC_ALL") or environment.get("LANG") or "/".join(sorted(environment))
+            found[name, locale] = None
+    return list(found)
+
+
+def locale_of(environment: Iterable[str]) -> dict[str, str]:
+    """What Perl looks at of an environment, when it starts."""
+    pairs = (entry.partition("=") for entry in environment)
+    return {name: value for name, _, value in pairs if name.startswith("LC_") or name in ("LANG", "PERL_BADLANG")}
 
 
 def driver_version(text: str) -> str:

@@ -229,4 +229,3 @@ def to_json(verdict: Verdict, amount: int, processes: int) -> dict[str, Any]:
 def speaker(quiet: bool) -> Any:
     """Progress, on stderr."""
     return (lambda _: None) if quiet else (lambda text: click.echo(f"gpu-test: {text} ...", err=True))
-

@@ -66,6 +66,15 @@ def prover(program: str, main: str, handler: Handler) -> Callable[[], None]:
     return prove
 
 
+def complains(argv: list[str], environment: dict[str, str]) -> bool:
+    """Whether a program writes to stderr with nothing but `environment`."""
+    try:
+        done = subprocess.run(argv, capture_output=True, timeout=60, stdin=subprocess.DEVNULL, env=environment)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return bool(done.stderr)
+
+
 def output(argv: list[str]) -> str | None:
     """What a program prints; None if it fails or takes longer than a minute."""
     try:

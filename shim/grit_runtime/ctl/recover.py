@@ -11,6 +11,7 @@ import click
 from grit_runtime import journal, process
 from grit_runtime.checks import refuse
 from grit_runtime.ctl import table
+from grit_runtime.cuda import hugepages
 
 SETTLE = 0.5  # s; an operation that begins has a folder some milliseconds before it has an owner
 
@@ -26,6 +27,7 @@ def command(dry_run: bool, as_json: bool) -> None:
     """
     found = [_recover(folder, dry_run) for folder in dead_operations()]
     found += [_release(path, dry_run) for path in dead_markers()]
+    found += _huge_pages(dry_run)
     bad = sum(bool(operation["problems"]) for operation in found)
     if as_json:
         table.show_json("recover", {"operations": found})
@@ -69,6 +71,17 @@ def _release(path: str, dry_run: bool) -> dict[str, object]:
     except OSError as error:
         problems.append(str(error))
     return {"operation": os.path.basename(path), "folder": path, "steps": ["release"], "problems": problems}
+
+
+def _huge_pages(dry_run: bool) -> list[dict[str, object]]:
+    """Put the node's setting of huge pages back that the operations would have; as _recover."""
+    before = hugepages.owed()
+    if not before:
+        return []
+    if not dry_run:
+        hugepages.sweep()
+    problems = [] if dry_run or not hugepages.owed() else [f"{hugepages.SETTING} could not be set to {before}"]
+    return [{"operation": "huge-pages", "folder": hugepages.STATE, "steps": ["huge-pages"], "problems": problems}]
 
 
 def _recover(folder: str, dry_run: bool) -> dict[str, object]:

@@ -204,6 +204,11 @@ def folder_rows(facts: Facts) -> list[Row]:
     return found
 
 
+def locale_row(facts: Facts) -> list[Row]:
+    """Services whose locale isn't installed."""
+    return [_as(name, "warn", refuse("locale-missing", name=name, locale=locale)) for name, locale in facts.foreign]
+
+
 def pending_row(facts: Facts) -> list[Row]:
     """Operations that died with steps open."""
     if not facts.root:
@@ -214,7 +219,7 @@ def pending_row(facts: Facts) -> list[Row]:
 
 
 CHAIN = (chain_row, low_row)
-HANDLERS = (handler_rows,)
+HANDLERS = (handler_rows, locale_row)
 NODE = (kernel_row, rights_row, criu_row, network_row)
 NVIDIA = (driver_row, toolkit_row, gpu_rows, huge_pages_row)
 OWN = (folder_rows, pending_row)

@@ -63,6 +63,15 @@ def release(record: dict[str, Any], *, setting: str = SETTING, state: str = STAT
             book["before"] = ""
 
 
+def owed(*, setting: str = SETTING, state: str = STATE) -> str:
+    """What `sweep` would put back; "" if nothing."""
+    if not os.path.exists(state):
+        return ""
+    with _users(state) as book:
+        before = str(book.get("before") or "")
+        return before if before != "always" and not _living(book) and chosen(_read(setting)) == "always" else ""
+
+
 def sweep(*, setting: str = SETTING, state: str = STATE) -> None:
     """Put the setting back after operations that all died."""
     release({}, setting=setting, state=state)
