@@ -186,9 +186,7 @@ class Bundle:
 
 
 @contextlib.contextmanager
-def bundle(
-    node: Node, id: str, model: Container, edit: Callable[[Spec], None] = lambda spec: None
-) -> Iterator[Bundle]:
+def bundle(node: Node, id: str, model: Container, edit: Callable[[Spec], None] = lambda spec: None) -> Iterator[Bundle]:
     one = Bundle(node, id, model, edit)
     try:
         yield one
