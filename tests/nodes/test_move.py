@@ -113,6 +113,8 @@ def test_leave_running(testbed: Testbed, there: str) -> None:
     copy = None
     try:
         before = container.ask()
+        for node in (source, target):
+            node.run(["rm", "-rf", base(name)])
         container.checkpoint(images(name), leave_running=True)
         well(container.ask(), before)
         source.push(base(name), target, base(name))

@@ -148,8 +148,10 @@ def at_home(data: bytes, places: Mapping[str, int | None]) -> bytes:
 
 def _at_home(entry: Message, places: Mapping[str, int | None]) -> Message:
     file = _open_file(entry)
+    if file.kind != "file" or not file.external:
+        return entry  # of other kinds field 6 is something else
     name = file.message.text(6)
-    if file.kind != "file" or not file.external or name not in places:
+    if name not in places:
         return entry
     place = places[name]
     message = file.message.replaced(3, BITS if place is None else place).replaced(8, None).replaced(10, None)
