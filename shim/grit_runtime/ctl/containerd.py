@@ -26,7 +26,7 @@ POD_ANNOTATIONS = ["grit.dev/*"]
 # The kubelet's restart count tells a container that it restarts from one that it restores: only so is a checkpoint
 # used once.
 CONTAINER_ANNOTATIONS = ["grit.dev/*", "io.kubernetes.container.restartCount"]
-COMMENT = '# grit-runtime: written by "gritctl install", taken away by "gritctl uninstall".\n'
+COMMENT = '# Written by "gritctl install", taken away by "gritctl uninstall".\n'
 DROPIN = "grit-runtime.toml"
 # What our handler takes over from the node's default runtime, beside SystemdCgroup of its options.
 INHERITED = (

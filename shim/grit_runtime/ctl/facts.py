@@ -115,7 +115,7 @@ def left_behind() -> list[str]:
 
 
 def foreign_locales() -> list[tuple[str, str]]:
-    """The services that call us with a locale that isn't installed: Perl, in which our entry is written, then says so on
+    """The services that call us with a locale that isn't installed: Perl, our entry's language, then says so on
     stderr, amid what the runtime answers."""
     found: dict[tuple[str, str], None] = {}
     for folder in glob.glob("/proc/[0-9]*"):
