@@ -17,6 +17,7 @@ import pytest
 from tests.gpu import simulation
 from tests.gpu.simulation import MIB, SimulatedGpu, onnode, uuid
 from tests.gpu.simulation.onnode import OnNode
+from tests.nodes.cri.kept import configured, records
 from tests.testbed import Node, Testbed
 from tests.testbed.container import Container
 from tests.testbed.node import CommandFailed, until
@@ -73,15 +74,16 @@ class Job:
 
 
 def start(
-    one: OnNode, name: str, *flags: str, processes: int = 1, source: str = "", size: int = SIZE, limit: int = 0
-) -> Job:
+    one: OnNode, name: str, *flags: str, processes: int = 1, source: str = "", size: int = SIZE, limit: int = 0,
+    notes: dict[str, str] | None = None,
+) -> Job:  # fmt: skip
     """Start the probe under our runtime, or restore it from `source`."""
     one.simulation.used()
     words = [onnode.PROGRAM, onnode.TALK, "--bytes", str(size), "--processes", str(processes), *flags]
     command = f"mkdir -p {onnode.TALK}; exec /usr/bin/python3 -I -S {' '.join(words)}"
     options = [*one.options(), *(["--memory-limit", str(limit)] if limit else [])]
     container = one.node.start(
-        name, annotations={"grit.dev/checkpoint": source} if source else {}, options=options,
+        name, annotations={"grit.dev/checkpoint": source, **(notes or {})} if source else {}, options=options,
         args=["/bin/sh", "-c", command], wait=False,
     )  # fmt: skip
     return Job(container, processes)
@@ -266,6 +268,44 @@ def test_another_model_is_refused_before_criu(gpus: dict[str, OnNode], node_a: N
         one.simulation.gpus = before
         one.simulation.write()
     assert "gpu-other-model" in str(failed.value)
+
+
+def test_verify_compares_the_gpus_too(gpus: dict[str, OnNode], node_a: Node) -> None:
+    """Another driver and another model: each is named, and the driver alone can be passed by, which goes on record."""
+    one = gpus[node_a.name]
+    job = start(one, "gpu-verify")
+    base = checkpoint(job)
+    job.container.delete()
+    assert gates(node_a, base) == {"gpu memory": "ok", "gpus": "ok"}
+    path = node_a.path(f"{base}/checkpoint/grit.json")
+    manifest = json.loads(path.read_text())
+    manifest["gpu"]["driver"] = "999.1"
+    path.write_text(json.dumps(manifest))
+    assert gates(node_a, base, code=1) == {"gpu memory": "ok", "driver-mismatch": "bad"}
+    allow = ("--allow", "driver-mismatch")
+    assert gates(node_a, base, *allow) == {"gpu memory": "ok", "driver-mismatch": "allowed"}
+    before = one.simulation.gpus
+    try:
+        one.simulation.gpus = (before[0]._replace(model="NVIDIA Simulated A100"),)
+        one.simulation.write()
+        assert gates(node_a, base, *allow, code=1) == {"gpu memory": "ok", "gpu-other-model": "bad"}
+    finally:
+        one.simulation.gpus = before
+        one.simulation.write()
+    with configured(node_a, allow='["driver-mismatch"]'):
+        again = start(one, "gpu-verify", source=base, notes={"grit.dev/allow": "driver-mismatch"})
+    again.intact()
+    again.container.delete()
+    notes = records(node_a, "gpu-verify")[-1]["notes"]
+    assert any(note.startswith("allowed by annotation: driver-mismatch: ") and "999.1" in note for note in notes)
+
+
+def gates(node: Node, place: str, *words: str, code: int = 0) -> dict[str, str]:
+    """The levels of the gates of `gritctl verify --node` that are about GPUs: by reason, or by name where open."""
+    done = node.run(["gritctl", "verify", "--node", "--json", *words, place], check=False, timeout=120)
+    assert done.returncode == code, done.stdout + done.stderr
+    found = json.loads(done.stdout)["gates"]
+    return {gate["reason"] or gate["name"]: gate["level"] for gate in found if gate["name"].startswith("gpu")}
 
 
 # What the simulation needs beside the real thing: its "GPU memory" is a folder, which must not lie in the rw layer.
