@@ -1,6 +1,7 @@
 """The next runtime runs, CRIU's action script asks: both are played by small scripts, with the real criu-action."""
 
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ def run(steps: journal.Journal, script: str, handlers: dict[str, stages.Handler]
 
 
 def stage(name: str, pid: int = 7) -> str:
-    return f"CRTOOLS_SCRIPT_ACTION={name} CRTOOLS_INIT_PID={pid} {ACTION}"
+    return f"CRTOOLS_SCRIPT_ACTION={name} CRTOOLS_INIT_PID={pid} {shlex.quote(str(ACTION))}"
 
 
 def test_a_handler_runs_at_its_stage_and_others_pass(steps: journal.Journal) -> None:
