@@ -11,8 +11,8 @@ import pytest
 
 from tests.nodes.cri import Cri, Pod
 from tests.nodes.cri.kept import configured
-from tests.nodes.moving import SMALL, annotation, base, images, move, record
-from tests.testbed import Container, Node, Testbed
+from tests.nodes.moving import KILL_CRIU, SMALL, annotation, base, fault_at_stage, images, move, record
+from tests.testbed import CommandFailed, Container, Node, Testbed
 from tests.testbed.container import ask, ready
 from tests.testbed.node import until
 
@@ -131,6 +131,80 @@ def test_a_real_checkpoint(testbed: Testbed, moved: tuple[Container, str]) -> No
         assert {gate["level"] for gate in gates} == {"ok"}
         assert {"images", "base", "hashes", "criu", "node"} <= {gate["name"] for gate in gates}
         assert "whole and unchanged, and fits this node" in screen(one, "verify", "--node", place)
+
+
+def test_inspect_of_the_archives_of_containerd_and_podman(testbed: Testbed) -> None:
+    """What CRI's CheckpointContainer writes, and podman's export: the container's image is told by them."""
+    node, folder = testbed.b, "/tmp/archives"
+    node.path(folder).mkdir(exist_ok=True)
+    cri = Cri(node)
+    pod = Pod(cri, "archived")
+    try:
+        main = pod.start("main", env=SMALL)
+        place = f"{folder}/cri.tar"
+        cri.call("CheckpointContainer", 100, container_id=main.id, location=place, timeout=90)
+        found = told(node, "inspect", place)
+        assert found["archive"] and found["problems"] == [] and len(found["processes"]) == 2
+        assert "workload" in found["image"] and f"image: {found['image']}" in screen(node, "inspect", place)
+        made = found["manifest"]["container"]
+        assert made["id"] == main.id and f"container: main ({main.id[:12]})" in screen(node, "inspect", place)
+    finally:
+        pod.remove()
+        cri.close()
+    if node.run(["podman", "image", "exists", IMAGE], check=False).returncode:
+        node.run(["podman", "load", "--quiet", "--input", "/srv/workload.tar"])
+    try:
+        node.run([*SHIM, "run", "--detach", "--name", "archived", "--network", "none", IMAGE, "sleep", "1000"])
+        place = f"{folder}/podman.tar.gz"
+        node.run([*SHIM, "container", "checkpoint", "--compress", "gzip", "--export", place, "archived"])
+        found = told(node, "inspect", place)
+        assert found["archive"] and found["problems"] == []
+        assert [one["command"] for one in found["processes"]] == [["sleep", "1000"]] and "workload" in found["image"]
+    finally:
+        node.run([*SHIM, "rm", "--all", "--force", "--time", "0"])
+        node.run(["rm", "-rf", folder])
+
+
+def test_diagnose_of_a_failed_dump_by_the_containers_id(node: Node) -> None:
+    """CRIU is killed in the midst of it."""
+    container = node.start("undone", env=SMALL)
+    try:
+        with fault_at_stage(node, "network-lock", KILL_CRIU), pytest.raises(CommandFailed):
+            container.checkpoint(images("undone"))
+        (found,) = told(node, "diagnose", "undone", code=1)["logs"]
+        assert found["operation"] == "dump" and not found["finished"]
+        assert [cause["reason"] for cause in found["causes"]] == ["log-cut"]
+        assert "the log ends in stage" in " ".join(screen(node, "diagnose", "undone", code=1).split())
+        assert container.ask()["bad"] == []
+    finally:
+        container.delete()
+        node.run(["rm", "-rf", base("undone")])
+
+
+CORKED = """
+import signal, socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.connect(("127.0.0.1", 9))
+s.setsockopt(17, 1, 1)  # UDP_CORK
+s.send(b"held back")
+signal.pause()
+"""
+
+
+def test_diagnose_of_what_no_look_could_have_found(node: Node) -> None:
+    container = node.start("corked", args=["/usr/bin/python3", "-I", "-S", "-c", CORKED])
+    try:
+        assert told(node, "check", "corked")["ready"]
+        with pytest.raises(CommandFailed, match="socket-corked"):
+            container.checkpoint(images("corked"))
+        (found,) = told(node, "diagnose", "corked", code=1)["logs"]
+        (cause,) = found["causes"]
+        assert cause["reason"] == "socket-corked" and re.search(r"process \d+ \(python3\) .*fd \d", cause["message"])
+        assert any("corked" in line["text"] for line in found["evidence"])
+        assert container.status()[1] == "RUNNING"
+    finally:
+        container.delete()
+        node.run(["rm", "-rf", base("corked")])
 
 
 def levels(found: dict[str, Any]) -> dict[str, str]:

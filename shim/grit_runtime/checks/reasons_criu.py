@@ -44,6 +44,10 @@ REASONS = {
         "the log {path} can't be read: {error}",
         "Name a log, an image folder or a checkpoint that you may read.",
     ),
+    "log-cut": Reason(
+        "the log ends in stage {stage} without an error: CRIU was killed, or the node went down",
+        "See dmesg for the killer of processes without memory; `gritctl recover` undoes what such an end leaves.",
+    ),
     "checkpoint-unknown": Reason(
         "{path} is no file, no folder and no container whose logs were kept",
         "Name a checkpoint's folder or archive, a log, or a container's id; `gritctl logs` lists what was kept.",
@@ -129,6 +133,10 @@ REASONS = {
     "unix-socket-outside": Reason(
         "a Unix socket is connected to a process outside the container",
         "Checkpoint through grit-runtime, or pass --ext-unix-sk; stream sockets have to be closed.",
+    ),
+    "socket-corked": Reason(
+        "process {process} has a corked UDP socket ({object}), which CRIU can't dump",
+        "Try again; if it persists, have the program take UDP_CORK off its socket.",
     ),
     "socket-option": Reason(
         "CRIU could not read the socket option {option}",

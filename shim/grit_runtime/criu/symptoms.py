@@ -45,6 +45,7 @@ SYMPTOMS: list[tuple[str, str]] = [
     (r"Can't dump half of stream unix connection\. name: (?P<name>.*); peer", "unix-peer-outside"),
     (r"Can't dump half of stream unix connection", "unix-peer-outside"),
     (r"unix: Dangling connection \d+|Unix socket \d+ (?:not found|without peer \d+)", "unix-peer-outside"),
+    (r"Can't dump corked dgram socket", "socket-corked"),
     (r"netlink: The socket has data to read", "netlink-unread"),
     (r"Can't get (?P<option>\d+:\d+) opt", "socket-option"),
     (r"Unknown socket collected \((?P<protocol>family \d+)\)", "socket-unsupported"),

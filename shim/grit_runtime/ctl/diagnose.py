@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from grit_runtime.checks import Refusal
+from grit_runtime.checks import Refusal, refuse
 from grit_runtime.criu import log as logs
 from grit_runtime.criu.complete import problems
 from grit_runtime.criu.mountpoints import mounts
@@ -69,6 +69,8 @@ def of_log(path: str, images: str) -> Diagnosis:
     if log.finished and not log.errors:
         known = [cause for cause in known if cause.reason in logs.WARNINGS]
     causes = [logs.explain(cause, **named(cause, images)) for cause in known]
+    if not log.finished and not log.errors and not causes:
+        causes = [refuse("log-cut", stage=log.stage or "none")]
     every = {logs.what(line): line for line in reversed(log.errors)}  # what CRIU says again and again, once
     every |= {logs.what(cause.line): cause.line for cause in known}
     lines = [cause.line for cause in known] + sorted(every.values(), key=lambda line: line.number)
@@ -97,7 +99,7 @@ def describe(one: Diagnosis) -> list[str]:
     rows: list[tuple[table.Text, table.Text]] = []
     lines: list[str] = []
     if one.log:
-        lines += table.wrap(heading(one.log), table.width())
+        lines += [table.paint(line, "bold") for line in table.wrap(heading(one.log), table.width())] + [""]
     for number, cause in enumerate(one.causes):
         rows.append((table.Cell("Cause" if number == 0 else "Also", "red" if number == 0 else "yellow"), cause.message))
         rows.append(("Reason", cause.reason))
@@ -109,7 +111,7 @@ def describe(one: Diagnosis) -> list[str]:
         rows.append(("Remedy", f"if they don't tell you enough, {REPORT}"))
     lines += table.table(rows)
     if one.evidence:
-        lines.append(table.paint("Evidence", "bold"))
+        lines += ["", table.paint("Evidence", "bold")]
         evidence = [(str(line.number), _context(line), line.text) for line in one.evidence]
         if not any(context for _, context, _ in evidence):
             lines += table.table([(number, text) for number, _, text in evidence], indent=2, right=(0,))

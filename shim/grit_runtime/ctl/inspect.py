@@ -12,6 +12,7 @@ import click
 from grit_runtime.checks import refuse
 from grit_runtime.ctl import BAD, OK, checkpoints, table
 from grit_runtime.ctl.contents import describe
+from grit_runtime.ctl.logs import short
 from grit_runtime.ctl.table import Branch, Cell
 
 LISTED = 12  # children of a branch, unless --all
@@ -72,7 +73,7 @@ def _made(found: dict[str, Any]) -> list[Branch]:
             f"made: {when} by grit-runtime {manifest.get('grit_runtime', '?')}",
             f"node: {node.get('hostname', '?')}, {node['arch']}, kernel {node['kernel']}, CRIU {node['criu']}, "
             f"{node['runtime']}" + (f", NVIDIA driver {driver}" if driver else ""),
-            f"container: {container.get('name') or container.get('id', '?')}",
+            f"container: {_named(container)}",
         ]
     if found["image"]:
         lines.append(f"image: {found['image']}")
@@ -81,6 +82,12 @@ def _made(found: dict[str, Any]) -> list[Branch]:
     if stats:
         lines.append(f"tasks stood still for {stats['frozen'] / 1000:.0f} ms, {stats['pages_written']} pages written")
     return [Branch(line) for line in lines]
+
+
+def _named(container: dict[str, Any]) -> str:
+    """NAME (ID), the id shortened as everybody does."""
+    name, id = str(container.get("name") or ""), str(container.get("id") or "?")
+    return f"{name} ({short(id)})" if name and name != id else id
 
 
 def _process_branch(found: dict[str, Any], limit: int, everything: bool) -> Branch | None:
