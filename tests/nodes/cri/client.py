@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 from .messages import METHODS
@@ -43,11 +44,16 @@ class Cri:
             request_serializer=lambda message: encode(asked, message),
             response_deserializer=lambda data: decode(answered, data),
         )
-        try:
-            answer: Message = call(request, timeout=wait, wait_for_ready=True)
-        except grpc.RpcError as error:
-            raise CriError(method, error.code().name, error.details() or "") from None
-        return answer
+        end = time.monotonic() + wait
+        while True:
+            try:
+                answer: Message = call(request, timeout=max(0.1, end - time.monotonic()), wait_for_ready=True)
+                return answer
+            except grpc.RpcError as error:
+                # A containerd that has just been started listens before it is ready; a kubelet asks again then.
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > end:
+                    raise CriError(method, error.code().name, error.details() or "") from None
+            time.sleep(0.1)
 
     def close(self) -> None:
         if self._channel is not None:
