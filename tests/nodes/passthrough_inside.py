@@ -67,9 +67,7 @@ class Scenario:
 
         self.steps.append((step, code, masked(out), masked(err)))
 
-    def call(
-        self, *words: str, input: str = "", how: str = "", before: Sequence[str] = (), **options: Any
-    ) -> None:
+    def call(self, *words: str, input: str = "", how: str = "", before: Sequence[str] = (), **options: Any) -> None:
         """One call; its streams are files, so that a container which keeps them keeps nobody waiting."""
         with open(f"{HERE}/in", "w+") as stdin, open(f"{HERE}/out", "w+") as out, open(f"{HERE}/err", "w+") as err:
             stdin.write(input)

@@ -209,7 +209,12 @@ def entry(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> Callabl
 def test_layer_that_leads_out(origin: Origin, entries: list[Callable[[tarfile.TarFile], None]]) -> None:
     node = origin.node
     copy = origin.copy()
-    layer(copy, lambda archive: [add(archive) for add in entries] and None)
+
+    def fill(archive: tarfile.TarFile) -> None:
+        for add in entries:
+            add(archive)
+
+    layer(copy, fill)
     passwd = os.stat(node.path("/etc/passwd"))
     with origin.bundle() as one:
         done = one.restore(copy.images, check=False)

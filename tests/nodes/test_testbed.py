@@ -42,8 +42,7 @@ def test_nodes_differ_and_reach_each_other(node_a: Node, node_b: Node) -> None:
     address = NODE_B.address.split("/")[0]
     talk = f"import socket; print(socket.create_connection(('{address}', 7000), 20).recv(9).decode())"
     listen = (
-        f"import socket; s = socket.create_server(('{address}', 7000)); print(1, flush=True); "
-        "s.accept()[0].send(b'hi')"
+        f"import socket; s = socket.create_server(('{address}', 7000)); print(1, flush=True); s.accept()[0].send(b'hi')"
     )
     server = node_b.popen(["python3", "-c", listen], stdout=subprocess.PIPE)
     assert server.stdout and server.stdout.readline() == b"1\n"
