@@ -86,6 +86,16 @@ def test_check_takes_the_name_of_podmans_container(node: Node) -> None:
         node.run([*SHIM, "rm", "--all", "--force", "--time", "0"])
 
 
+def test_check_says_which_container_is_not_ours(node: Node) -> None:
+    for runtime, expected in (("runc", ["runtime-other"]), ("grit", [])):
+        container = node.start(f"by-{runtime}", image="busybox", runtime=runtime)
+        try:
+            (one,) = told(node, "check", f"by-{runtime}")["containers"]
+            assert [row["reason"] for row in one["findings"]] == expected
+        finally:
+            container.delete()
+
+
 @pytest.fixture
 def moved(testbed: Testbed) -> Iterator[tuple[Container, str]]:
     """The workload's checkpoint, made on the first node and moved to the second, where it lies below restore.roots."""

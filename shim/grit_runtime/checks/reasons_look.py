@@ -95,11 +95,11 @@ REASONS = {
         "End the tracer, then checkpoint again.",
     ),
     "ghost-too-large": Reason(
-        "process {process} holds {object}, deleted, of {size} bytes: over the limit of {limit}",
+        "process {process} holds {object}, deleted, of {size}: over the limit of {limit}",
         "Raise checkpoint.ghost_limit, or close the file.",
     ),
     "ghost-file": Reason(
-        "process {process} holds {object}, deleted, of {size} bytes",
+        "process {process} holds {object}, deleted, of {size}",
         "Nothing to do: its content goes with the image.",
     ),
     "link-remap": Reason(
@@ -183,6 +183,10 @@ REASONS = {
     "host-network": Reason(
         "the container uses the host's network",
         "Its connections and addresses only come back on this node; ports must be free at the restore.",
+    ),
+    "runtime-other": Reason(
+        "the container was not started through grit-runtime: nobody will take care of what is said to be handled",
+        "Start it with the runtime handler grit (a RuntimeClass, --runtime, --runc-binary); see `gritctl install`.",
     ),
     # which container
     "container-not-found": Reason(

@@ -139,6 +139,8 @@ def causes(log: Log) -> list[Cause]:
             if found:
                 explained.add(line.number)
                 facts = {name: value for name, value in found.groupdict().items() if value is not None}
+                if "size" in facts:
+                    facts["size"] += " bytes"
                 if "path" in facts and reason.startswith(("file-", "shm-", "link-")):
                     facts["path"] = "/" + facts["path"].lstrip("/")  # CRIU leaves the root out
                 result.setdefault(reason, Cause(reason, facts, line))

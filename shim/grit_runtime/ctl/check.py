@@ -17,6 +17,7 @@ from grit_runtime.look.containers import Container
 from grit_runtime.look.judging import HANDLED, REFUSED, WARNING
 
 LEVELS = {REFUSED: "bad", WARNING: "warn", HANDLED: "info"}
+OURS = "org.criu.config"
 SHOWN = 3  # findings of one reason on the screen; the JSON has them all
 
 
@@ -93,6 +94,7 @@ def report(container: Container, images: str = "", ghost_limit: int = 0) -> Repo
     if not seen.processes:
         raise refuse("process-not-found", pid=container.pid)
     rows = [_row(found, seen) for found in look.findings(seen, ghost_limit=ghost_limit or conf.checkpoint.ghost_limit)]
+    rows += _runtime(container)
     rows += _watches(seen, pids)
     held, gpu_rows = _gpu(conf.cuda, seen, pids, container.spec)
     rows += gpu_rows + _criu()
@@ -113,6 +115,13 @@ def _row(found: look.Finding, seen: look.Look) -> Row:
 
 def _refused(problem: Refusal, process: int = 0, action: str = REFUSED) -> Row:
     return Row(action, problem.reason, process, "", problem.message, problem.remedy)
+
+
+def _runtime(container: Container) -> list[Row]:
+    """Whether it was started through us: `create` and `run` leave their annotation in every bundle."""
+    if not container.bundle or not container.spec or OURS in (container.spec.get("annotations") or {}):
+        return []
+    return [_refused(refuse("runtime-other"), action=WARNING)]
 
 
 def _watches(seen: look.Look, pids: list[int]) -> list[Row]:

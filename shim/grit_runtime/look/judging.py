@@ -200,9 +200,9 @@ def _files(look: Look, ghost_limit: int | None) -> Iterator[Finding]:
         if file.names:
             yield _find("link-remap", HANDLED, pid, object)
         elif ghost_limit is not None and file.size > ghost_limit:
-            yield _find("ghost-too-large", REFUSED, pid, object, size=file.size, limit=ghost_limit)
+            yield _find("ghost-too-large", REFUSED, pid, object, size=_size(file.size), limit=_size(ghost_limit))
         else:
-            yield _find("ghost-file", HANDLED, pid, object, size=file.size)
+            yield _find("ghost-file", HANDLED, pid, object, size=_size(file.size))
     for outside in look.outside:
         pid, fd = outside.place
         if outside.kind == "queue":
@@ -217,6 +217,11 @@ def _files(look: Look, ghost_limit: int | None) -> Iterator[Finding]:
         yield _find("file-covered", REFUSED, pid, f"descriptor {fd}", path=path)
     for lock in look.locks:
         yield _find("file-lock", HANDLED, lock.pid, lock.path, kind=lock.kind)
+
+
+def _size(size: int) -> str:
+    """Bytes for people: MiB where they are many."""
+    return f"{size / (1 << 20):.1f} MiB" if size >= 1 << 20 else f"{size} bytes"
 
 
 def _shared(look: Look) -> Iterator[Finding]:
