@@ -191,6 +191,27 @@ def test_diagnose_of_a_failed_dump_by_the_containers_id(node: Node) -> None:
         node.run(["rm", "-rf", base("undone")])
 
 
+WAITING = """
+import signal, socket
+server = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(server.getsockname())
+signal.pause()
+"""
+
+
+def test_a_connection_that_nobody_has_accepted_is_dropped_as_check_says(node: Node) -> None:
+    """runc 1.3 has an option for it, for runc 1.1 it is in CRIU's configuration; without it CRIU gives up."""
+    container = node.start("waiting", args=["/usr/bin/python3", "-I", "-S", "-c", WAITING])
+    try:
+        (one,) = told(node, "check", "waiting")["containers"]
+        assert ("in-flight-connection", "warning") in {(row["reason"], row["action"]) for row in one["findings"]}
+        container.checkpoint(images("waiting"))
+        assert told(node, "verify", f"{base('waiting')}/waiting")["ok"]
+    finally:
+        container.delete()
+        node.run(["rm", "-rf", base("waiting")])
+
+
 CORKED = """
 import signal, socket
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
