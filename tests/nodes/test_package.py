@@ -96,6 +96,7 @@ def test_installed_upgraded_removed_and_purged_while_containers_run(
 def test_nothing_is_left_when_no_container_runs(node: Node, container: Container) -> None:
     container.delete()
     node.path("/var/lib/grit-runtime/logs").mkdir(parents=True, exist_ok=True)
-    apt(node, "purge", "grit-runtime")
+    node.write("/var/lib/grit-runtime/install.json", "{}")
+    assert "run gritctl uninstall before removing it" in apt(node, "purge", "grit-runtime")
     assert [path for path in OURS if node.path(path).exists() or node.path(path).is_symlink()] == []
     assert node.run(["dpkg", "--audit"]).stdout == ""
