@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from grit_runtime.argv import Call
-from grit_runtime.checks import refuse
+from grit_runtime.checks import Refusal, refuse
 from grit_runtime.settings import Settings
 
 ASK_TIMEOUT = 60.0  # s, for questions that the next runtime answers in some milliseconds
@@ -203,6 +203,17 @@ def ask_state(runtime: str, call: Call, question: Question | None = None) -> Sta
 def flavour_question(runtime: str) -> Question:
     """Ask which low-level runtime is at the chain's end."""
     return Question(runtime, ["--version"])
+
+
+def exists(runtime: str, call: Call) -> bool:
+    """Whether the next runtime knows the container that `call` names."""
+    try:
+        ask_state(runtime, call)
+    except Refusal as refusal:
+        if refusal.reason != "container-unknown":
+            raise
+        return False
+    return True
 
 
 def flavour(runtime: str, question: Question | None = None) -> Flavour:

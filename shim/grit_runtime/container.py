@@ -44,6 +44,27 @@ def held(root: str, id: str) -> dict[str, Any] | None:
         return None
 
 
+def dumped_path(root: str, id: str) -> str:
+    """The marker of a container that its low-level runtime has deleted with its dump, as crun does."""
+    return f"{RUN}/dumped/{key(root, id)}"
+
+
+def mark_dumped(root: str, id: str) -> None:
+    """Its caller will delete it too, and must not hear that it isn't there."""
+    path = dumped_path(root, id)
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def was_dumped(root: str, id: str) -> bool:
+    """Whether `mark_dumped` was called; the marker goes."""
+    try:
+        os.unlink(dumped_path(root, id))
+        return True
+    except FileNotFoundError:
+        return False
+
+
 def release(root: str, id: str) -> None:
     """The container isn't held any more."""
     try:

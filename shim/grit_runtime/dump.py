@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from grit_runtime import cgroup, chain, layer, look, manifest, mounts, process, report, stages, watches
+from grit_runtime import cgroup, chain, container, layer, look, manifest, mounts, process, report, stages, watches
 from grit_runtime import spec as specs
 from grit_runtime.argv import Call
 from grit_runtime.checks import refuse
@@ -291,6 +291,8 @@ class Dump:
 
     def let_go(self) -> None:
         """Put everything back at once if the container lives on; if it is gone there is nothing to put back."""
+        if not self.leave_running and self.flavour.name == "crun":
+            container.mark_dumped(self.call.root or "", self.call.id)
         ours = ("thaw", "freeze", "reattach", "resume-gpu", "lower-limit", "huge-pages")
         for step, undo in sorted(self.journal.open.items(), reverse=True):
             if undo in ours and (self.leave_running or undo == "huge-pages"):

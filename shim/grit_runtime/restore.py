@@ -56,7 +56,7 @@ class Restore:
 
     def compare(self) -> None:
         """Read the manifest and the images; refuse what this node can't restore, before anything is changed."""
-        if self._exists():
+        if chain.exists(self.runtime, self.call):
             raise refuse("container-exists", id=self.call.id)
         self.flavour = chain.flavour(self.runtime)
         self.manifest = manifest.read(self.source.images)
@@ -78,15 +78,6 @@ class Restore:
         """Raise the first refusal that the pod may not pass by; put on record those that it does."""
         for passed in gates.first(refusals, self.allow):
             self.record.note(f"allowed by annotation: {passed.reason}: {passed.message}")
-
-    def _exists(self) -> bool:
-        try:
-            chain.ask_state(self.runtime, self.call)
-        except Refusal as refusal:
-            if refusal.reason != "container-unknown":
-                raise
-            return False
-        return True
 
     def _find_pids_free(self) -> None:
         known = live.namespaces(self.spec)

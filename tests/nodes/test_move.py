@@ -140,16 +140,14 @@ def test_in_place(node: Node, low: str) -> None:
         try:
             before = container.ask()
             covered = masks(container)
-            if low == "runc":
-                move(container, name, node)
-            else:
-                # Crun deletes its state of what it dumped, and containerd can't delete the task then. The second dump
-                # goes into the same folder, and nothing of the first may be taken for a part of it.
-                container.checkpoint(images(name), leave_running=True)
-                extra = node.path(f"{images(name)}/pagemap-shmem-9999.img")
-                extra.write_bytes(node.path(f"{images(name)}/pagemap-1.img").read_bytes())
-                container.checkpoint(images(name), leave_running=True)
-                container.delete()
+            # A second dump goes into the same folder, and nothing of the first may be taken for a part of it.
+            container.checkpoint(images(name), leave_running=True)
+            extra = node.path(f"{images(name)}/pagemap-shmem-9999.img")
+            extra.write_bytes(node.path(f"{images(name)}/pagemap-1.img").read_bytes())
+            container.checkpoint(images(name))
+            # crun has deleted its state of what it dumped; containerd deletes the task all the same
+            container.delete()
+            assert container.status() == (0, "")
             container = restored(node, name, name)
             well(container.ask(), before)
             is_of(container)

@@ -1,4 +1,5 @@
-"""grit-runtime delete: of a container that was restored on `create` and never started, or of a sandbox with marks."""
+"""grit-runtime delete: of a container that was restored on `create` and never started, or that crun has deleted with
+its dump, or of a sandbox with marks."""
 
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ def run(call: Call, settings: Settings) -> int:
     """Only a forced delete ends a live container, as with any runtime; it dies in the freezer. With a pod's sandbox go
     the marks of what was restored in it."""
     runtime = chain.next_runtime(settings)
+    if container.was_dumped(call.root or "", call.id) and not chain.exists(runtime, call):
+        return 0
     facts = container.held(call.root or "", call.id)
     if facts is not None:
         dead = process.started(facts["pid"]) != facts["started"]
