@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -95,5 +96,25 @@ def locked(root: str, id: str) -> Iterator[int]:
             finally:
                 os.unlink(path)
             return
+        finally:
+            os.close(fd)
+
+
+def wait_unlocked(root: str, id: str, timeout: float = 60.0) -> None:
+    """Wait until no operation holds the container's lock: neither one that runs nor the guardian of one that died.
+
+    After `timeout` seconds it is no longer waited for.
+    """
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        try:
+            fd = os.open(f"{RUN}/lock/{key(root, id)}", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(0.01)
         finally:
             os.close(fd)

@@ -9,7 +9,12 @@ from grit_runtime.settings import Settings
 
 
 def run(call: Call, settings: Settings) -> int:
-    """As runc, which resumes no created container."""
+    """As runc, which resumes no created container.
+
+    containerd resumes at once what it paused for a checkpoint that was killed, and the guardian may still be putting
+    back what that had changed: a freezer that it finds thawed it freezes again.
+    """
+    container.wait_unlocked(call.root or "", call.id)
     facts = container.held(call.root or "", call.id)
     if facts is not None and process.started(facts["pid"]) == facts["started"]:
         raise refuse("container-held", id=call.id)
