@@ -131,7 +131,9 @@ class Dump:
         from importlib import import_module
 
         self.fingerprints = self._fingerprints()
-        import_module("grit_runtime.undo")
+        self.node = {**manifest.node(), "criu": features.version(), "runtime": self.flavour.name}
+        for module in ("undo", "records", "layer.saving"):
+            import_module(f"grit_runtime.{module}")
         self.described = mounts.describe(
             self.mountinfo, self.spec, self.host_mounts, self._inside,
             is_dir=lambda path: os.path.isdir(f"/proc/{self.state.pid}/root{path}"), runtime=self.flavour.name,
@@ -264,7 +266,7 @@ class Dump:
         self.record.content["bytes"]["images"] = sum(facts["size"] for facts in sums.values())
         manifest.write(self.images, {
             "created": self.record.content["started"],
-            "node": {**manifest.node(), "criu": features.version(), "runtime": self.flavour.name},
+            "node": self.node,
             "container": {"id": self.state.id, "name": specs.container_name(self.spec), "hostname": self._hostname(),
                           "annotations": self.spec.get("annotations", {}), "layer": bool(self.overlay),
                           "shm": bool(self.shm), "terminal": bool(self.spec.get("process", {}).get("terminal"))},

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from grit_runtime import records
 from grit_runtime.checks import Refusal, refuse
 from grit_runtime.settings import Settings
 
@@ -48,6 +47,8 @@ class Recording:
     def keep(self) -> str | None:
         """Keep the logs and the record as it stands; the folder's path. A second call writes nothing."""
         if self.kept is None:
+            from grit_runtime import records
+
             self.content["seconds"] = round(time.monotonic() - self._start, 6)
             content, settings = self.content, self.settings
             self.kept = records.keep(content["container"], content["operation"], content, self.logs, settings)

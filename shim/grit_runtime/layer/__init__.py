@@ -4,8 +4,7 @@
     layer.save(found, f"/proc/{pid}/root", out)          # an OCI layer
     layer.apply_once(archive, f"{bundle}/rootfs")
 
-The names are fetched from their modules when they are asked for: a dump loads nothing of what a restore needs. Who asks
-what there is to save gets `save` loaded as well, since that runs while the tasks are stopped.
+The names are fetched from their modules when they are asked for: a dump loads nothing of what a restore needs.
 """
 
 from __future__ import annotations
@@ -38,8 +37,6 @@ _HOME = {
 def __getattr__(name: str) -> object:
     from importlib import import_module
 
-    if name in ("overlay", "shm_of"):
-        import_module(f"{__name__}.saving")
     if name in _HOME:
         return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     raise AttributeError(name)
