@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from grit_runtime import argv, chain, report, settings
 from grit_runtime.checks import Refusal, refuse
@@ -57,30 +57,63 @@ class Stopped(BaseException):
         self.number = number
 
 
-def remember(config: str, content: str, runtime: str) -> None:
-    """Let the entry know the next runtime: its path, then the configuration's text that says so, for as long as that
-    is what the file holds. Without this the entry asks us each time, so a failure costs only time.
-    """
-    if not os.path.isabs(runtime) or "\n" in runtime:
-        return
+def remember(name: str, content: bytes) -> None:
+    """Keep `content` as the file `name` for the calls that follow. A failure costs them time, and nothing else."""
     folder = os.environ.get("GRIT_RUNTIME_RUN") or RUN
-    scratch = f"{folder}/next.{os.getpid()}"
+    path = f"{folder}/{name}"
+    scratch = f"{path}.{os.getpid()}"
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with open(fd, "wb") as file:
-            file.write(os.fsencode(runtime) + b"\n" + content.encode())
-        os.rename(scratch, f"{folder}/next")
+            file.write(content)
+        os.rename(scratch, path)
     except OSError:
         pass
+
+
+def remembered(name: str) -> bytes:
+    """What `remember` has kept; nothing where there is no such file."""
+    try:
+        with open(f"{os.environ.get('GRIT_RUNTIME_RUN') or RUN}/{name}", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def configuration(content: str, path: str) -> dict[str, Any]:
+    """The tables of the configuration's text. To read TOML takes longer than most of what we do before CRIU starts, so
+    what came of a text is kept with it."""
+    import json
+
+    try:
+        kept: list[Any] = json.loads(remembered("configuration") or "[]")
+    except ValueError:
+        kept = []
+    if len(kept) == 2 and kept[0] == content and isinstance(kept[1], dict):
+        return kept[1]
+    tree = settings.parse(content, path)
+    try:
+        remember("configuration", json.dumps([content, tree]).encode())
+    except TypeError:
+        pass  # TOML has dates, which JSON hasn't; no key of ours takes one
+    return tree
+
+
+def tell_entry(content: str, runtime: str) -> None:
+    """Note the next runtime for the entry: its path, then the configuration's text that says so, for as long as that
+    is what the file holds."""
+    note = os.fsencode(runtime) + b"\n" + content.encode()
+    if os.path.isabs(runtime) and "\n" not in runtime and remembered("next") != note:
+        remember("next", note)
 
 
 def _carry_out(call: argv.Call) -> int:
     config = settings.config_path()
     content = settings.text(config)
-    known = settings.check(settings.parse(content, config), config)
+    known = settings.check(configuration(content, config), config)
     runtime = chain.next_runtime(known)
-    remember(config, content, runtime)
+    tell_entry(content, runtime)
     if call.subcommand not in OURS or not call.id:  # without an ID it is a call for help, or the next one's to refuse
         chain.execute(runtime, call.rebuilt())
 

@@ -56,7 +56,7 @@ class World:
 
     def configure(self, path: Path) -> None:
         self.config.write_text(f"[runtime]\nnext = {json.dumps(str(path))}\n")
-        python.remember(str(self.config), self.config.read_text(), str(path))
+        python.tell_entry(self.config.read_text(), str(path))
         self.run.mkdir(exist_ok=True)
         (self.run / "next").write_bytes(os.fsencode(path) + b"\n" + self.config.read_bytes())
 
@@ -297,6 +297,26 @@ def test_a_call_that_names_no_container_is_the_next_runtimes_to_answer(world: Wo
     for words in (["checkpoint", "--help"], ["restore"]):
         done = world.call(*words)
         assert (done.returncode, done.stderr) == (7, "said on stderr\n")
+
+
+def test_a_configuration_is_parsed_once_for_each_text(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+    real = settings.parse
+
+    def parse(content: str, path: str) -> dict[str, object]:
+        parsed.append(content)
+        return real(content, path)
+
+    monkeypatch.setattr(settings, "parse", parse)
+    monkeypatch.setenv("GRIT_RUNTIME_RUN", str(world.run))
+    one, other = "[logs]\nkeep = 1\n", "[logs]\nkeep = 2\n"
+    for text in (one, one, other, other, one):
+        assert python.configuration(text, "/c")["logs"]["keep"] == int(text[-2])
+    assert parsed == [one, other, one]
+    for damaged in (b"{", b"[]", b'["x"]', json.dumps([one, 3]).encode()):
+        (world.run / "configuration").write_bytes(damaged)
+        assert python.configuration(one, "/c") == {"logs": {"keep": 1}}
+    assert python.configuration("day = 2026-01-01", "/c") == real("day = 2026-01-01", "/c")
 
 
 def test_little_is_loaded_before_the_work_begins() -> None:
