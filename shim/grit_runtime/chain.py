@@ -1,4 +1,4 @@
-"""The next runtime in the chain: find it, become it, run it, ask it.
+"""The next runtime in the chain: find it, become it, start it, ask it.
 
 Normally nvidia-container-runtime, which calls runc or crun in turn; nothing here depends on which.
 """
@@ -6,7 +6,7 @@ Normally nvidia-container-runtime, which calls runc or crun in turn; nothing her
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from grit_runtime.argv import Call
@@ -31,13 +31,6 @@ class Flavour(NamedTuple):
 
     name: str
     version: tuple[int, ...]
-
-
-class Outcome(NamedTuple):
-    """How a run of the next runtime ended: exit code (128 + N for signal N), and stderr if asked for."""
-
-    code: int
-    errors: str
 
 
 def next_runtime(settings: Settings) -> str:
@@ -68,51 +61,6 @@ def execute(runtime: str, argv: Sequence[str]) -> NoReturn:
         os.execv(runtime, [runtime, *argv])
     except OSError as error:
         raise refuse("next-runtime-broken", path=runtime, error=error.strerror) from error
-
-
-def run(
-    runtime: str,
-    argv: Sequence[str],
-    *,
-    env: Mapping[str, str] | None = None,
-    cwd: str | None = None,
-    pass_fds: Collection[int] = (),
-    stdin: int | None = None,
-    stdout: int | None = None,
-    capture: bool = False,
-    new_session: bool = False,
-) -> Outcome:
-    """Run `runtime` with the arguments `argv` and wait for its end, however long that takes.
-
-    It gets every inheritable descriptor that we have and those in `pass_fds`. With `capture`, what it writes to stderr
-    goes to our stderr as it comes, and is in the outcome too (its last 64 KiB). Never capture when a container gets
-    these streams, as `restore --detach` has it: the container would go on writing to a pipe that nobody reads.
-    """
-    import subprocess
-
-    closed = [fd for fd in pass_fds if not os.get_inheritable(fd)]
-    for fd in closed:
-        os.set_inheritable(fd, True)
-    try:
-        process = subprocess.Popen(
-            [runtime, *argv],
-            env=env,
-            cwd=cwd,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=subprocess.PIPE if capture else None,
-            close_fds=False,
-            start_new_session=new_session,
-        )
-    except OSError as error:
-        raise refuse("next-runtime-broken", path=runtime, error=error.strerror) from error
-    finally:
-        for fd in closed:
-            os.set_inheritable(fd, False)
-    with process:
-        errors = _tee(process.stderr.fileno()) if process.stderr else ""
-        code = process.wait()
-    return Outcome(code if code >= 0 else 128 - code, errors)
 
 
 class Question:
@@ -225,18 +173,6 @@ def flavour(runtime: str, question: Question | None = None) -> Flavour:
     if match is None:
         return Flavour("unknown", ())
     return Flavour(match[1], tuple(int(part) for part in match[2].split(".")))
-
-
-def _tee(source: int, keep: int = 1 << 16) -> str:
-    """Copy `source` to our stderr until its end; its last `keep` bytes as text."""
-    kept = b""
-    while data := os.read(source, 1 << 14):
-        kept = (kept + data)[-keep:]
-        try:
-            os.write(2, data)
-        except OSError:
-            pass  # our caller closed its end; the run goes on
-    return kept.decode("utf-8", "replace")
 
 
 def _came_with(name: str) -> bool:

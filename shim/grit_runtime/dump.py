@@ -267,9 +267,12 @@ class Dump:
         manifest.write(self.images, {
             "created": self.record.content["started"],
             "node": self.node,
-            "container": {"id": self.state.id, "name": specs.container_name(self.spec), "hostname": self._hostname(),
-                          "annotations": self.spec.get("annotations", {}), "layer": bool(self.overlay),
-                          "shm": bool(self.shm), "terminal": bool(self.spec.get("process", {}).get("terminal"))},
+            "container": {
+                "id": self.state.id, "name": specs.container_name(self.spec),
+                "hostname": str(self.spec.get("hostname", "")), "annotations": self.spec.get("annotations", {}),
+                "layer": bool(self.overlay), "shm": bool(self.shm),
+                "terminal": bool(self.spec.get("process", {}).get("terminal")),
+            },
             "files": sums,
             "mounts": self.described,
             "external_files": [[mount, inode, fd] for mount, inode, fd in self.needs.external_files],
@@ -279,9 +282,6 @@ class Dump:
         })  # fmt: skip
         self._move_layer()
         self.journal.forget(self.unfinished)
-
-    def _hostname(self) -> str:
-        return str(self.spec.get("hostname", ""))
 
     def _move_layer(self) -> None:
         """Where the folder is laid out as GRIT's (CONTAINER/checkpoint), the layer stands beside the images."""

@@ -175,11 +175,10 @@ class Restore:
         path = self.journal.folder + "/criu.conf"
         with open(path, "w") as file:
             file.write(config.text(self._options()))
-        step = self.journal.add(
+        self.journal.add(
             "end-restore", runtime=self.runtime, options=list(self.call.options), id=self.call.id, root=self.rootfs,
-             groups=[_group(self.spec, self.call.id)], stages=self.journal.folder + "/stages",
+            groups=[_group(self.spec, self.call.id)], stages=self.journal.folder + "/stages",
         )  # fmt: skip
-        self.restore_step = step
         # Its stderr is the container's: what it says must come through its log.
         own = not self.call.log and "--debug" not in self.call.options
         said = self.journal.folder + "/runtime.log" if own else self.call.log

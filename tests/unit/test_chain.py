@@ -42,35 +42,6 @@ def test_missing_or_ourselves(tmp_path: Path) -> None:
         assert caught.value.reason == reason and name in caught.value.message
 
 
-def test_run_hands_on_code_streams_environment_folder_and_descriptors(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    runtime = program(tmp_path / "next", 'echo "$PWD $X $*"; cat /proc/self/fd/$FD; echo trouble >&2; exit 7')
-    reader, writer = os.pipe()
-    os.write(writer, b"through the pipe\n")
-    os.close(writer)
-    env = {"X": "y", "FD": str(reader), "PATH": os.environ["PATH"]}
-    outcome = chain.run(runtime, ["a b", ""], env=env, cwd=str(tmp_path), pass_fds=[reader], capture=True)
-    assert not os.get_inheritable(reader)
-    os.close(reader)
-    assert outcome == (7, "trouble\n")
-    said = capfd.readouterr()
-    assert said.out == f"{tmp_path} y a b \nthrough the pipe\n"
-    assert said.err == "trouble\n"
-
-
-def test_run_without_capture_and_signals(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert chain.run(program(tmp_path / "next", "echo e >&2; kill -9 $$"), []) == (137, "")
-    assert capfd.readouterr().err == "e\n"
-
-
-def test_capture_keeps_the_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    runtime = program(tmp_path / "next", "i=0; while [ $i -lt 20000 ]; do echo $i; i=$((i+1)); done >&2")
-    errors = chain.run(runtime, [], capture=True).errors
-    assert len(errors) == 1 << 16 and errors.endswith("\n19999\n")
-    assert len(capfd.readouterr().err) > 100_000
-
-
 def test_state(tmp_path: Path) -> None:
     answer = '{"id":"x","pid":12,"status":"running","bundle":"/b","annotations":{"k":"v"}}'
     runtime = program(tmp_path / "next", f"[ \"$*\" = '--root /r state x' ] && echo '{answer}'")
@@ -111,9 +82,8 @@ def test_not_a_program(tmp_path: Path) -> None:
     broken = tmp_path / "next"
     broken.write_bytes(b"\x7fELF no")
     broken.chmod(0o755)
-    for act in (lambda: chain.run(str(broken), []), lambda: chain.flavour(str(broken))):
-        with pytest.raises(Refusal, match="next-runtime-broken"):
-            act()
+    with pytest.raises(Refusal, match="next-runtime-broken"):
+        chain.flavour(str(broken))
 
 
 def test_execute_leaves_no_trace_of_python(tmp_path: Path) -> None:

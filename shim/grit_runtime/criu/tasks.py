@@ -117,11 +117,6 @@ def capabilities(folder: Path) -> dict[int, Capabilities]:
     return {one.thread: one.capabilities for task in tasks(folder) for one in task.credentials}
 
 
-def capability_set(mask: int) -> list[int]:
-    """The numbers of the capabilities in a mask."""
-    return [number for number in range(64) if mask >> number & 1]
-
-
 def stored_pages(folder: Path, pid: int | str) -> tuple[int, int, int]:
     """(pages in the pages file, pages in the parent image, number of the pages file) that pagemap-PID.img promises."""
     stored = parents = number = 0
@@ -148,17 +143,6 @@ def memory(folder: Path, pid: int, page: int = PAGE) -> Memory:
         mappings=len(areas),
         arguments=_arguments(folder, pid, mm, page),
     )
-
-
-def mapped_files(folder: Path, pid: int) -> dict[str, int]:
-    """name -> bytes of address space, of the files that a process has mapped."""
-    known = openfiles.regular_names(folder)
-    result: dict[str, int] = {}
-    for area in _mm(folder, pid).messages(14):
-        name = known.get(area.integer(4), "")
-        if name and area.integer(7) & (1 << 6 | 1 << 7):  # VMA_FILE_PRIVATE, VMA_FILE_SHARED: shmid is the file's id
-            result[name] = result.get(name, 0) + max(0, area.integer(2) - area.integer(1))
-    return result
 
 
 def read(folder: Path, pid: int, start: int, length: int, page: int = PAGE) -> bytes:
