@@ -5,23 +5,37 @@ from __future__ import annotations
 import os
 
 
+def stat_of(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the state on (field 3 of proc(5)); empty when the process is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].decode().split()
+    except OSError:
+        return []
+
+
+def namespace_pids(pid: int) -> list[int]:
+    """A process's PIDs in its namespaces, ours first (NSpid of /proc/PID/status); empty when it is gone."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            for line in file:
+                if line.startswith(b"NSpid:"):
+                    return [int(number) for number in line.split()[1:]]
+    except OSError:
+        pass
+    return []
+
+
 def started(pid: int) -> str:
     """When a process began, in clock ticks (field 22 of /proc/PID/stat): tells two users of one PID apart. Gone: ""."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
+    fields = stat_of(pid)
+    return fields[19] if fields else ""
 
 
 def runs(pid: int, start: str) -> bool:
     """Whether the process that began at `start` is there and no zombie."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            words = file.read().rpartition(")")[2].split()
-    except OSError:
-        return False
-    return words[19] == start and words[0] not in "ZX"
+    fields = stat_of(pid)
+    return bool(fields) and fields[19] == start and fields[0] not in "ZX"
 
 
 def tree(pid: int) -> list[int]:

@@ -90,14 +90,14 @@ class Restore:
     def make_spec(self) -> None:
         """The live spec as it must be for these images: injected, sources real, the image's mounts found in it."""
         spec = self.spec
-        needed = [mount.key for mount in mountpoints.mounts(self.source.images) if mount.key]
+        self.image_mounts = mountpoints.mounts(self.source.images)
+        needed = [mount.key for mount in self.image_mounts if mount.key]
         if nvidia.wanted(self.settings, self.runtime) and lacks(spec, needed):
             spec = nvidia.inject(self.settings, self.runtime, spec, self.journal.folder)
         spec = nvidia.real_sources(spec)
         self.rootfs = os.path.join(self.bundle, (spec.get("root") or {}).get("path") or "rootfs")
         self.plan = mounts.restore_plan(
-            mountpoints.mounts(self.source.images), spec, self.manifest["mounts"],
-            self.settings.restore.optional_mounts,
+            self.image_mounts, spec, self.manifest["mounts"], self.settings.restore.optional_mounts,
             resolve=lambda path: mounts.inside(self.rootfs, path), allow=self.allow,
         )  # fmt: skip
         self._pass(self.plan.refusals + self.plan.passed)
@@ -123,7 +123,7 @@ class Restore:
             self.journal.add("remove-shm", folder=shm, made=list(placed.made))
         for path, kind in self.plan.scratch:
             _make_point(self.rootfs, path, kind)
-        for mount in mountpoints.mounts(self.source.images):
+        for mount in self.image_mounts:
             # CRIU follows symlinks on the way to a mountpoint, and the layer may hold any.
             if mounts.inside(self.rootfs, mount.mountpoint) != mount.mountpoint:
                 raise refuse("mount-through-symlink", path=mount.mountpoint)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from grit_runtime.checks import refuse
+from grit_runtime.process import namespace_pids
 
 from . import client, hugepages, inventory, names
 from .holders import Holder
@@ -71,15 +72,3 @@ def told(helper: client.Helper, question: str) -> dict[str, Any]:
 def depth(pids: Iterable[int]) -> int:
     """How deep the container's own PID namespace lies below ours; its children may have deeper ones of their own."""
     return min((len(chain) for pid in pids if (chain := namespace_pids(pid))), default=1) - 1
-
-
-def namespace_pids(pid: int) -> list[int]:
-    """A process's PIDs in its namespaces, ours first (NSpid of /proc/PID/status); [] when it is gone."""
-    try:
-        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
-            for line in file:
-                if line.startswith("NSpid:"):
-                    return [int(number) for number in line.split()[1:]]
-    except (OSError, ValueError):
-        pass
-    return []

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from grit_runtime import cgroup, checks
+from grit_runtime.process import stat_of
 
 from . import names
 
@@ -81,15 +82,6 @@ def maps_of(pid: int) -> str:
             return file.read()
     except OSError:
         return ""
-
-
-def stat_of(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the state on (field 3 of proc(5)); empty when it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].decode().split()
-    except OSError:
-        return []
 
 
 def started(pid: int) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from grit_runtime.checks import Refusal, refuse
+from grit_runtime.process import namespace_pids
 
 from . import asking, client, inventory, limits, suspend
 
@@ -83,7 +84,7 @@ def resume_restored(
         return []
     every = list(pids)
     depth = asking.depth(every)
-    by_inner = {chain[depth]: pid for pid in every if len(chain := asking.namespace_pids(pid)) > depth}
+    by_inner = {chain[depth]: pid for pid in every if len(chain := namespace_pids(pid)) > depth}
     found: dict[int, inventory.Process] = {}
     for row in facts["processes"]:
         process = inventory.Process(*row)

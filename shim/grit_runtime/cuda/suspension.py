@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from grit_runtime.checks import Refusal, refuse
+from grit_runtime.process import namespace_pids
 
 from . import asking, client, holders, inventory, limits, suspend
 from .holders import Holder
@@ -128,7 +129,7 @@ class Suspension:
         """The GPU part of the manifest; PIDs as the container's own namespace has them."""
         depth = asking.depth(self.pids)
         processes = tuple(
-            inventory.Process(asking.namespace_pids(holder.pid)[depth], int(holder.driver_state or 0), holder.bytes)
+            inventory.Process(namespace_pids(holder.pid)[depth], int(holder.driver_state or 0), holder.bytes)
             for holder in self.known
         )
         part = inventory.Part(self.driver, self.version, tuple(self.gpus), processes, self.bytes, 0)

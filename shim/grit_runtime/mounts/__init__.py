@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from grit_runtime.mounts.described import NULL, Known, describe, dump_externals, foreign, is_bind, known, looks_nvidia
+from grit_runtime.mounts.described import NULL, Known, describe, dump_externals, foreign, known, looks_nvidia
 from grit_runtime.mounts.mountinfo import Mount, below, inside, parse, read, unescape
 
 if TYPE_CHECKING:
@@ -22,6 +22,6 @@ else:
 
 __all__ = [
     "EMPTY", "NULL", "ImageMount", "Known", "Mount", "Placeholder", "RestorePlan", "below", "describe",
-    "dump_externals", "foreign", "inside", "is_bind", "known", "looks_nvidia", "parse", "read", "restore_plan",
+    "dump_externals", "foreign", "inside", "known", "looks_nvidia", "parse", "read", "restore_plan",
     "unescape",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from grit_runtime.mounts.mountinfo import Mount, below, read
+from grit_runtime.spec import is_bind
 
 Spec = dict[str, Any]
 Resolve = Callable[[str], str]
@@ -18,11 +19,6 @@ RECREATED = frozenset({
     "binfmt_misc",
 })  # fmt: skip
 NULL = "/dev/null"  # what runc calls every masked file of an image
-
-
-def is_bind(entry: dict[str, Any]) -> bool:
-    """Whether runc takes an entry of the spec's `mounts` for a bind mount."""
-    return entry.get("type") == "bind" or bool({"bind", "rbind"} & set(entry.get("options") or ()))
 
 
 def looks_nvidia(destination: str) -> bool:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from grit_runtime.checks import Refusal, refuse
-from grit_runtime.mounts.described import NULL, Known, Resolve, Spec, is_bind, known, looks_nvidia, same
+from grit_runtime.mounts.described import NULL, Known, Resolve, Spec, known, looks_nvidia, same
 from grit_runtime.mounts.mountinfo import Mount, below, read
+from grit_runtime.spec import is_bind
 
 # What an image may mount at a destination that the live spec doesn't name: nothing of a host's is in these.
 HARMLESS = frozenset({"tmpfs", "devpts", "mqueue"})

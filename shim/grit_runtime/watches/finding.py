@@ -6,6 +6,8 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from grit_runtime.process import namespace_pids
+
 from . import fdinfo
 from .record import Group, Holder, Instance, Record
 from .syscalls import kcmp_file
@@ -40,16 +42,7 @@ def links(pids: Iterable[int]) -> dict[Place, str]:
 def inner_pids(pids: Iterable[int]) -> dict[int, int]:
     """{host pid: pid in the container}. The container's pid namespace is that of the process least deep in NSpid, so a
     process in a namespace nested inside still gets the number by which the container's init knows it."""
-    chains: dict[int, list[int]] = {}
-    for pid in pids:
-        try:
-            with open(f"/proc/{pid}/status", "rb") as status:
-                for line in status:
-                    if line.startswith(b"NSpid:"):
-                        chains[pid] = [int(number) for number in line.split()[1:]]
-                        break
-        except OSError:
-            continue
+    chains = {pid: chain for pid in pids if (chain := namespace_pids(pid))}
     depth = min((len(chain) for chain in chains.values()), default=0)
     return {pid: chain[depth - 1] for pid, chain in chains.items()}
 
