@@ -1,4 +1,6 @@
-"""Figures on a real NVIDIA GPU, all in one run: `PYTHONPATH=shim:. python3 bench/gpu.py [--out FOLDER] [--gib N]`.
+"""Figures on a real NVIDIA GPU, all in one run:
+
+    PYTHONPATH=shim:. python3 bench/gpu.py [--out FOLDER] [--gib N] [once] [huge] [one] [four]
 
 Four processes at once against one after the other, huge pages on against off, the whole against the hand sequence of
 `cuda-checkpoint` and `runc`, and bytes and GB/s of each phase. Exit code 1 if one is below what we promise.
@@ -154,13 +156,13 @@ def main(words: list[str]) -> int:
     found: list[Ratio] = []
     rows: list[str] = []
     trouble: list[str] = []
-    steps: list[Any] = [
-        lambda: (at_once(gib), []),
-        lambda: (huge(4 * gib), []),
-        lambda: whole(gib, 1, 0.95),
-        lambda: whole(gib, 4, 2.0),
-    ]
-    for step in steps:
+    steps: dict[str, Any] = {
+        "once": lambda: (at_once(gib), []),
+        "huge": lambda: (huge(4 * gib), []),
+        "one": lambda: whole(gib, 1, 0.95),
+        "four": lambda: whole(gib, 4, 2.0),
+    }
+    for step in [steps[word] for word in words if word in steps] or steps.values():
         try:
             ratios, more = step()
         except Exception as error:

@@ -190,15 +190,25 @@ class Trial:
 
     def ask(self, number: int = 0, timeout: float = 300) -> dict[str, Any]:
         """What a process answers now, with the hash of its GPU memory made anew."""
-        word, answer = str(time.monotonic_ns()), self.talk / f"answer.{number}"
+        return self._answer(number, self._put(number), timeout)
+
+    def hashes(self) -> list[str]:
+        """Of all processes, made at the same time."""
+        words = [self._put(number) for number in range(self.processes)]
+        return [str(self._answer(number, word, 300)["hash"]) for number, word in enumerate(words)]
+
+    def _put(self, number: int) -> str:
+        """Ask a process; the word that its answer will bear."""
+        word = str(time.monotonic_ns())
         (self.talk / "new").write_text(word)
         (self.talk / "new").rename(self.talk / f"ask.{number}")
+        return word
+
+    def _answer(self, number: int, word: str, timeout: float) -> dict[str, Any]:
+        answer = self.talk / f"answer.{number}"
         self._await("an answer", lambda: answer.exists() and json.loads(answer.read_text())["word"] == word, timeout)
         found: dict[str, Any] = json.loads(answer.read_text())
         return found
-
-    def hashes(self) -> list[str]:
-        return [str(self.ask(number)["hash"]) for number in range(self.processes)]
 
     def alive(self) -> bool:
         return self.state().get("status") in ("running", "paused")
