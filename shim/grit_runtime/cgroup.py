@@ -85,10 +85,10 @@ def frozen(group: Group) -> bool:
         return False
 
 
-def freeze(group: Group, timeout: float = 10.0) -> None:
+def freeze(group: Group, timeout: float = 10.0, *, give_up: bool = True) -> None:
     """Freeze the group and wait until every task in it has stopped. Its undo is `thaw`.
 
-    Refuses `freeze-timeout` after `timeout` seconds, with the group thawed again.
+    Refuses `freeze-timeout` after `timeout` seconds, with the group thawed again unless `give_up` is False.
     """
     end = time.monotonic() + timeout
     pause = 0.0002
@@ -98,10 +98,16 @@ def freeze(group: Group, timeout: float = 10.0) -> None:
         if _stopped(group):
             return
         if time.monotonic() > end:
-            thaw(group)
+            if give_up:
+                thaw(group)
             raise refuse("freeze-timeout", cgroup=group.path, seconds=round(timeout))
         time.sleep(pause)
         pause = min(pause * 2, 0.01)
+
+
+def begin_to_freeze(group: Group) -> None:
+    """Tell the group to freeze and don't wait: its tasks stop before they run any of their own code again."""
+    _write(group, True)
 
 
 def thaw(group: Group) -> None:

@@ -37,6 +37,7 @@ class Dump:
         self.leave_running = call.flag("--leave-running")
         self.sums: manifest.Sums | None = None
         self.suspension: Suspension | None = None
+        self.gpu_sums: dict[str, list[str]] = {}
         self.aside: Aside[None] | None = None
 
     def look(self, asked: chain.Question, locks: Aside[str]) -> None:
@@ -93,6 +94,9 @@ class Dump:
         if os.path.lexists(f"{self.images}/{manifest.NAME}"):
             os.unlink(f"{self.images}/{manifest.NAME}")  # until this dump is done, the folder is no checkpoint
         self._clear()  # what an earlier dump left here would be taken for a part of this one
+        for name in os.listdir(self.images):
+            if manifest.is_gpu_memory(name):
+                os.unlink(f"{self.images}/{name}")
         self.unfinished = self.journal.add("discard", folder=self.images)
 
     def suspend_gpu(self) -> None:
@@ -104,7 +108,7 @@ class Dump:
             self.journal.add("freeze", path=self.group.path, version=self.group.version)
             cgroup.thaw(self.group)
             self.thawed = True
-        self.suspension.suspend(self.journal)
+        self.suspension.suspend(self.journal, self.images)
         self.on_gpu = bool(self.suspension.known)
         self.record.content["bytes"]["gpu"] = self.suspension.taken
 
@@ -112,7 +116,9 @@ class Dump:
         """Stop every task, unless the caller has: from here to the end of CRIU's work the container stands still."""
         if not self.paused or self.thawed:
             self.journal.add("thaw", path=self.group.path, version=self.group.version)
-            cgroup.freeze(self.group)
+            if self.on_gpu:
+                self._save_gpu_memory()
+            cgroup.freeze(self.group, give_up=False)  # the journal thaws it, when the GPU's memory is back
         else:
             # CRIU thaws it while it holds the tasks itself; where CRIU is killed it would stay so.
             self.journal.add("freeze", path=self.group.path, version=self.group.version)
@@ -125,6 +131,18 @@ class Dump:
             from grit_runtime import gpu
 
             gpu.prove_absent(self.pids)
+
+    def _save_gpu_memory(self) -> None:
+        """Its processes stand still while what was on the GPU is saved, and go from there into the freezer."""
+        assert self.suspension is not None
+        try:
+            with self.record.phase("save"):
+                self.gpu_sums = self.suspension.save_memory(self.journal)
+            cgroup.begin_to_freeze(self.group)
+        finally:
+            problem = self.suspension.let_go()
+        if problem:
+            self.record.note(f"CRIU carries the GPU memory: {problem}")
 
     def _take_down(self) -> None:
         """What the manifest needs and can't be seen when the tasks are gone. Load what is called after CRIU."""
@@ -262,7 +280,7 @@ class Dump:
 
             gpu.prove_in_images(self.images, self.suspension.taken)
         names = [n for n in os.listdir(self.images) if os.path.isfile(f"{self.images}/{n}") and n not in ("dump.log",)]
-        sums = self.sums.finish(names)
+        sums = self.sums.finish(names, self.gpu_sums)
         self.record.content["bytes"]["images"] = sum(facts["size"] for facts in sums.values())
         manifest.write(self.images, {
             "created": self.record.content["started"],
@@ -295,7 +313,7 @@ class Dump:
         """Put everything back at once if the container lives on; if it is gone there is nothing to put back."""
         if not self.leave_running and self.flavour.name == "crun":
             container.mark_dumped(self.call.root or "", self.call.id)
-        ours = ("thaw", "freeze", "reattach", "resume-gpu", "lower-limit", "huge-pages")
+        ours = ("thaw", "freeze", "reattach", "return-gpu-memory", "resume-gpu", "lower-limit", "huge-pages")
         for step, undo in sorted(self.journal.open.items(), reverse=True):
             if undo in ours and (self.leave_running or undo == "huge-pages"):
                 self.journal.undo(step)
@@ -303,12 +321,13 @@ class Dump:
                 self.journal.forget(step)
 
     def discard(self) -> None:
-        """After a failed dump: what CRIU wrote is no checkpoint and may be as large as the container's memory."""
+        """After a failed dump: what CRIU wrote is no checkpoint and may be as large as the container's memory. What the
+        container is still to get back goes last, with the undo `discard`."""
         if self.sums:
             self.sums.stop()
         self._clear()
 
     def _clear(self) -> None:
         for name in os.listdir(self.images) if os.path.isdir(self.images) else []:
-            if name.endswith(".img") or name in (layer.NAME, layer.SHM_NAME, "descriptors.json"):
+            if manifest.of_a_dump(name):
                 os.unlink(f"{self.images}/{name}")

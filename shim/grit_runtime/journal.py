@@ -29,6 +29,7 @@ UNDO = {
     "freeze": "undo:freeze",
     "reattach": "undo:reattach",
     "resume-gpu": "undo:resume_gpu",
+    "return-gpu-memory": "undo:return_gpu_memory",
     "lower-limit": "undo:lower_limit",
     "huge-pages": "undo:huge_pages",
     "unmount": "undo:unmount",
@@ -42,6 +43,11 @@ UNDO = {
     "unlend": "undo:unlend",
     "unlock-network": "undo:unlock_network",
 }
+
+
+# What must not be undone while another step of the same operation could not be: a process that lacks GPU memory isn't
+# resumed without it, nor are the files deleted that have it.
+WAITS = {"resume-gpu": "return-gpu-memory", "discard": "return-gpu-memory"}
 
 
 class Journal:
@@ -103,11 +109,16 @@ def open_steps(folder: str) -> list[tuple[int, str, dict[str, Any]]]:
 def undo_all(folder: str) -> list[str]:
     """Undo every open step of `folder` in reverse; returns what went wrong, one line each. Never stops half-way."""
     problems = []
+    failed = set()
     for number, name, args in open_steps(folder):
+        if WAITS.get(name) in failed:
+            problems.append(f"{name}: not before {WAITS[name]}")
+            continue
         try:
             _call(name, args)
         except Exception as error:
             problems.append(f"{name}: {error}")
+            failed.add(name)
             continue
         with open(folder + "/journal", "a") as journal:
             journal.write(json.dumps({"done": number}) + "\n")

@@ -9,16 +9,31 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from grit_runtime import VERSION
+from grit_runtime import VERSION, layer
 from grit_runtime.checks import refuse
 
 NAME = "grit.json"
-FORMAT = 1
+FORMAT = 2  # 1: nothing in gpu.beside
 PIECE = 4 << 20
 LIMIT = 64 << 20  # a manifest larger than this isn't one
+
+
+def of_a_dump(name: str) -> bool:
+    """Is this the name of a file that CRIU, its caller or the saving of the rw layer makes in an image folder?"""
+    return name.endswith(".img") or name in (layer.NAME, layer.SHM_NAME, "descriptors.json")
+
+
+def gpu_memory(pid: int, number: int) -> str:
+    """The name of a file beside CRIU's images with memory of the GPU process that is `pid` in its container."""
+    return f"gpu-{pid}-{number}.mem"
+
+
+def is_gpu_memory(name: str) -> bool:
+    """Is this one of `gpu_memory`'s names, or a note about it?"""
+    return name.startswith("gpu-") and name.endswith((".mem", ".mem.returned"))
 
 
 def node() -> dict[str, str]:
@@ -47,7 +62,9 @@ def write(folder: str, content: dict[str, Any]) -> None:
 
     It isn't synced, as CRIU's images aren't: after a crash of the machine the sums tell what of both is there.
     """
-    value = {"format": FORMAT, "grit_runtime": VERSION, **content}
+    # An older version must not restore a container without the memory that it doesn't know of.
+    form = FORMAT if content.get("gpu", {}).get("beside") else 1
+    value = {"format": form, "grit_runtime": VERSION, **content}
     path = f"{folder}/{NAME}"
     fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "w") as file:
@@ -119,11 +136,12 @@ class Sums:
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
 
-    def finish(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Name to {"size": bytes, "pieces": [CRC-32 of each 4 MiB]} of the files `names`, which nobody writes now."""
+    def finish(self, names: Iterable[str], known: Mapping[str, list[str]]) -> dict[str, dict[str, Any]]:
+        """Name to {"size": bytes, "pieces": [CRC-32 of each 4 MiB]} of the files `names`, which nobody writes now.
+        `known`: pieces of files that somebody else has summed up."""
         self._done.set()
         self._thread.join()
-        return sums(self._folder, names, self._pieces)
+        return sums(self._folder, names, {**self._pieces, **known})
 
     def stop(self) -> None:
         """Hash no more: the files are no checkpoint."""
@@ -158,8 +176,8 @@ def sums(folder: str, names: Iterable[str], known: dict[str, list[str]] | None =
     for name in sorted(names):
         path = f"{folder}/{name}"
         size = os.stat(path, follow_symlinks=False).st_size
-        pieces = (known or {}).get(name, [])[: size // PIECE]
         count = max(1, -(-size // PIECE))
+        pieces = (known or {}).get(name, [])[:count]
         pieces += [""] * (count - len(pieces))
         found[name] = {"size": size, "pieces": pieces}
         work += [(pieces, number, path, number * PIECE) for number in range(count) if not pieces[number]]

@@ -52,6 +52,7 @@ class Restore:
         self.spec = specs.read(self.bundle)
         self.allow = allow
         self.lent: list[str] = []
+        self.returned = False
         self.group: cgroup.Group | None = None
 
     def compare(self) -> None:
@@ -248,9 +249,14 @@ class Restore:
             network.lend(pid, lent)
 
     def _devices(self, pid: int) -> None:
-        """The rootfs is there, the tasks stand still: this node's device files."""
+        """The rootfs is there, the tasks stand still: this node's device files, and what was on the GPU and isn't in
+        CRIU's images."""
         for path in live.devices(pid, self.spec):
             self.record.note(f"{path}: device file made anew with this node's numbers")
+        if self.gpu.processes and not self.returned:
+            with self.record.phase("return"):
+                self.gpu.return_memory(self.source.images, process.tree(pid))
+            self.returned = True
 
     def _settle(self, pid: int) -> None:
         """The last moment before the tasks run: stop them if they may not yet; watches and timers are put back."""

@@ -52,13 +52,14 @@ class Restore(NamedTuple):
 
 
 class Cuda(NamedTuple):
-    """`way`: auto, driver, binary, off. `timeout` in seconds, `margin` in bytes."""
+    """`way`: auto, driver, binary, off. `timeout` in seconds, `margin` and `past_criu` in bytes."""
 
     way: str = "auto"
     binary: str = "cuda-checkpoint"
     timeout: int = 120
     margin: int = 1 << 30
     huge_pages: bool = True
+    past_criu: int = 64 << 20
 
 
 class Logs(NamedTuple):
@@ -86,7 +87,7 @@ _CHOICES = {
     "checkpoint.network_lock": ("auto", "iptables", "nftables", "skip"),
     "cuda.way": ("auto", "driver", "binary", "off"),
 }
-_SIZES = ("checkpoint.ghost_limit", "cuda.margin", "logs.max_size")
+_SIZES = ("checkpoint.ghost_limit", "cuda.margin", "cuda.past_criu", "logs.max_size")
 _PATHS = ("nvidia.config", "restore.roots")  # must be absolute
 
 

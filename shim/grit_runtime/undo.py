@@ -41,6 +41,13 @@ def resume_gpu(record: dict[str, Any]) -> None:
     gpu.resume(record)
 
 
+def return_gpu_memory(jobs: list[dict[str, Any]]) -> None:
+    """Of taking what was on the GPU out of suspended processes, into files beside CRIU's images."""
+    from grit_runtime.cuda.carry import client
+
+    client.put_back(jobs)
+
+
 def lower_limit(record: list[list[Any]]) -> None:
     """Of raising memory limits: [[file, bytes], ...]."""
     from grit_runtime import gpu
@@ -89,10 +96,10 @@ def remove(path: str) -> None:
 
 def discard(folder: str) -> None:
     """Of dumping into `folder`: images of a dump that wasn't finished are no checkpoint, and may be large."""
-    from grit_runtime import layer
+    from grit_runtime import manifest
 
     for name in os.listdir(folder) if os.path.isdir(folder) else []:
-        if name.endswith(".img") or name in ("grit.json", layer.NAME, layer.SHM_NAME, "descriptors.json"):
+        if name == manifest.NAME or manifest.of_a_dump(name) or manifest.is_gpu_memory(name):
             os.unlink(f"{folder}/{name}")
 
 

@@ -15,7 +15,7 @@ from grit_runtime.cuda.inventory import Gpu, Live, Part, Process
 from grit_runtime.cuda.limits import Level, Raise
 
 OLD, NEW, THIRD = (f"GPU-{n:08x}-1111-2222-3333-0123456789ab" for n in range(3))
-PART = Part("580.1", 13000, (Gpu(OLD, "H100", 80, used=30), Gpu(NEW, "H100", 80)), (Process(7, 0, 30),), 30, 30)
+PART = Part("580.1", 13000, (Gpu(OLD, "H100", 80, used=30), Gpu(NEW, "H100", 80)), (Process(7, 0, 30),), 30, 30, ())
 
 
 def live(*gpus: Gpu, **other: Any) -> Live:

@@ -107,6 +107,15 @@ REASONS: dict[str, Reason] = {
         "the images in {path} hold {have} bytes of memory, less than the {need} that came from the GPU",
         "The checkpoint lacks GPU memory and is not usable; look for `CUDA plugin` in the dump log",
     ),
+    "gpu-carrier-died": Reason(
+        "the process that saves GPU memory ended before its time (exit code {code}); the container runs on",
+        "Look in the kernel log for what has killed it, and checkpoint again; `[cuda] past_criu = 0` does without it",
+    ),
+    "gpu-memory-unreturned": Reason(
+        "the memory in {path} that the container had on its GPU could not be given back to it: {error}",
+        "Look at the node's log for what is wrong with that file, check the checkpoint with `gritctl verify`,"
+        " and restore again",
+    ),
     "gpu-manifest-invalid": Reason(
         "the checkpoint's manifest is not as this version writes it: {field}",
         "Take the checkpoint again; do not edit grit.json",

@@ -13,7 +13,8 @@ from grit_runtime import checks
 
 UUID = re.compile(r"GPU-[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 NODE = re.compile(r"nvidia([0-9]+)")
-MOST_GPUS, MOST_PROCESSES = 1024, 1 << 22
+MOST_GPUS, MOST_PROCESSES, MOST_REGIONS = 1024, 1 << 22, 1 << 16
+PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Gpu(NamedTuple):
@@ -38,8 +39,22 @@ class Process(NamedTuple):
     bytes: int
 
 
+class Beside(NamedTuple):
+    """Memory of a suspended process (its PID in the container) that is in a file of its own, manifest.gpu_memory(pid,
+    number), not in CRIU's images: whole pages, (start, size) in bytes, in the file's order."""
+
+    pid: int
+    number: int
+    regions: tuple[tuple[int, int], ...]
+
+    @property
+    def size(self) -> int:
+        return sum(size for _, size in self.regions)
+
+
 class Part(NamedTuple):
-    """The GPU part of a manifest. `bytes`: GPU memory by NVML; `taken`: how much grew in the processes by it."""
+    """The GPU part of a manifest. `bytes`: GPU memory by NVML; `taken`: how much grew in the processes by it; `beside`:
+    what of that CRIU has not."""
 
     driver: str
     cuda: int
@@ -47,6 +62,7 @@ class Part(NamedTuple):
     processes: tuple[Process, ...]
     bytes: int
     taken: int
+    beside: tuple[Beside, ...]
 
 
 class Live(NamedTuple):
@@ -78,6 +94,7 @@ def to_json(part: Part) -> dict[str, Any]:
         "processes": [process._asdict() for process in part.processes],
         "bytes": part.bytes,
         "taken": part.taken,
+        "beside": [one._asdict() for one in part.beside],
     }
 
 
@@ -91,6 +108,12 @@ def from_json(value: object) -> Part:
         raise checks.refuse("gpu-manifest-invalid", field="gpu.gpus: a UUID twice")
     if len({process.pid for process in processes}) != len(processes):
         raise checks.refuse("gpu-manifest-invalid", field="gpu.processes: a PID twice")
+    rows = enumerate(_rows(top, "beside", MOST_PROCESSES) if "beside" in top else [])
+    beside = tuple(_beside(row, f"gpu.beside[{n}]") for n, row in rows)
+    if not {one.pid for one in beside} <= {process.pid for process in processes}:
+        raise checks.refuse("gpu-manifest-invalid", field="gpu.beside: a PID that is no GPU process")
+    if len({(one.pid, one.number) for one in beside}) != len(beside):
+        raise checks.refuse("gpu-manifest-invalid", field="gpu.beside: a file twice")
     return Part(
         _text(top, "driver", "gpu", 64),
         _number(top, "cuda", "gpu"),
@@ -98,6 +121,7 @@ def from_json(value: object) -> Part:
         processes,
         _number(top, "bytes", "gpu"),
         _number(top, "taken", "gpu"),
+        beside,
     )
 
 
@@ -175,6 +199,21 @@ def _process(value: object, field: str) -> Process:
     row = _fields(value, field)
     pid = _number(row, "pid", field, MOST_PROCESSES)
     return Process(pid, _number(row, "before", field, 2), _number(row, "bytes", field))
+
+
+def _beside(value: object, field: str) -> Beside:
+    row = _fields(value, field)
+    regions = []
+    for number, pair in enumerate(_rows(row, "regions", MOST_REGIONS)):
+        if not isinstance(pair, list) or len(pair) != 2 or not all(_whole_pages(one) for one in pair):
+            raise checks.refuse("gpu-manifest-invalid", field=f"{field}.regions[{number}]")
+        regions.append((pair[0], pair[1]))
+    pid, number = _number(row, "pid", field, MOST_PROCESSES), _number(row, "number", field, MOST_REGIONS)
+    return Beside(pid, number, tuple(regions))
+
+
+def _whole_pages(value: object) -> bool:
+    return type(value) is int and 0 < value < 1 << 62 and value % PAGE == 0
 
 
 # --- device nodes ---

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
-CHUNK = 16 << 20
+CHUNK = 4 << 20
 COUNTER = 8  # bytes in front of the pattern that count
 
 

@@ -6,10 +6,13 @@ import copy
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from grit_runtime import manifest
 from grit_runtime.checks import Refusal, refuse
 from grit_runtime.process import namespace_pids
 
 from . import asking, client, inventory, limits, suspend
+from .carry.copying import Job, put
+from .carry.regions import Region, of, within
 
 if TYPE_CHECKING:
     from grit_runtime.journal import Journal
@@ -49,6 +52,29 @@ class Resumption:
             journal.add("lower-limit", record=[[step.file, step.old] for step in self.raises])
             limits.raise_all(self.raises)
 
+    def return_memory(self, images: str, pids: Iterable[int]) -> None:
+        """Give restored processes what CRIU's images lack, from the files beside them. To be called while the tasks
+        stand still in CRIU's hands, their mappings restored; `pids`: the host's numbers of all of them. Refuses
+        gpu-process-missing and gpu-memory-unreturned."""
+        if self.part is None or not self.part.beside:
+            return
+        by_inner = _by_inner(list(pids))
+        jobs = []
+        for one in self.part.beside:
+            if one.pid not in by_inner:
+                raise refuse("gpu-process-missing", pid=one.pid)
+            regions = tuple(Region(*pair) for pair in one.regions)
+            path = f"{images}/{manifest.gpu_memory(one.pid, one.number)}"
+            jobs.append(Job(by_inner[one.pid], path, regions))
+        try:
+            for job in jobs:
+                # what a manifest says must not make us write anywhere else
+                if not within(job.regions, of(job.pid)):
+                    raise refuse("gpu-memory-unreturned", path=job.path, error="the process has no such memory")
+            put(jobs)
+        except OSError as error:
+            raise refuse("gpu-memory-unreturned", path=images, error=error) from error
+
     def resume(self, pids: Iterable[int]) -> None:
         """Resume all, at the same time, with the full GPU map, then put the memory limits to what the spec says.
         `pids`: the host's numbers of all processes of the container. Refuses gpu-process-missing and what `resume`
@@ -82,9 +108,7 @@ def resume_restored(
     """`Resumption.resume` from its JSON, in another process."""
     if not facts:
         return []
-    every = list(pids)
-    depth = asking.depth(every)
-    by_inner = {chain[depth]: pid for pid in every if len(chain := namespace_pids(pid)) > depth}
+    by_inner = _by_inner(list(pids))
     found: dict[int, inventory.Process] = {}
     for row in facts["processes"]:
         process = inventory.Process(*row)
@@ -99,6 +123,12 @@ def resume_restored(
     phases = suspend.resume(record, helper)
     lower([*facts["limits"], *limits.originals(next(iter(found)), facts["original"])])
     return phases
+
+
+def _by_inner(pids: list[int]) -> dict[int, int]:
+    """The host's PIDs by those that the container's own namespace has."""
+    depth = asking.depth(pids)
+    return {chain[depth]: pid for pid in pids if len(chain := namespace_pids(pid)) > depth}
 
 
 def lower(record: Iterable[Iterable[Any]]) -> None:

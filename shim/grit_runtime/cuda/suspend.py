@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from grit_runtime import checks
+from grit_runtime import checks, manifest
 
 from . import client, holders, names, steps
 
@@ -185,10 +185,10 @@ def anonymous(pid: int) -> int:
 
 
 def image_bytes(folder: str) -> int:
-    """The bytes of memory in a CRIU image folder: its pages-*.img together."""
+    """The bytes of memory in an image folder: CRIU's pages-*.img and our gpu-*.mem together."""
     total = 0
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith("pages-") and entry.name.endswith(".img"):
+            if (entry.name[:6], entry.name[-4:]) == ("pages-", ".img") or manifest.is_gpu_memory(entry.name):
                 total += entry.stat(follow_symlinks=False).st_size
     return total

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from grit_runtime.checks import Refusal, refuse
 from grit_runtime.process import namespace_pids
 
-from . import asking, client, holders, inventory, limits, suspend
+from . import asking, client, holders, inventory, limits, names, steps, suspend
+from .carry.client import Carrier, mappings
 from .holders import Holder
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ class Suspension:
         self.driver, self.version, self.taken = "", 0, 0
         self.description: dict[str, Any] = {}
         self.helper: client.Helper | None = None
+        self.carrier: Carrier | None = None
 
     def ask(self) -> None:
         """Ask the driver and NVML about the holders. Refuses what `plan` refuses."""
@@ -85,8 +88,9 @@ class Suspension:
             **asking.way(self.cuda),
         }
 
-    def suspend(self, journal: Journal) -> dict[str, Any]:
-        """Raise the memory limits, then suspend every process at the same time; returns `record`.
+    def suspend(self, journal: Journal, images: str = "") -> dict[str, Any]:
+        """Raise the memory limits, then suspend every process at the same time; returns `record`. `images`: where
+        `save_memory` will write to, "" if it won't be called.
 
         The container must not be frozen: its own threads do the work. If one fails or the time runs out, all of it is
         undone, in reverse, before the refusal is raised: cuda-timeout, cuda-lock-timeout, cuda-managed-memory,
@@ -104,9 +108,12 @@ class Suspension:
                 steps.append(journal.add("lower-limit", record=[[step.file, step.old] for step in self.raises]))
                 limits.raise_all(self.raises)
             steps.append(journal.add("resume-gpu", record=record))
+            if images and self.cuda.past_criu:
+                self.carrier = self._carrier(images)
             self._down()
         except BaseException:
             self.close(0.5)
+            self.let_go()
             for step in reversed(steps):
                 with suppress(Exception):  # what can't be undone now stays open in the journal
                     journal.undo(step)
@@ -114,6 +121,40 @@ class Suspension:
         self.close()
         self.description["taken"] = self.taken
         return record
+
+    def _carrier(self, images: str) -> Carrier:
+        """Started before the suspension: it must know what the processes had until then."""
+        depth = asking.depth(self.pids)
+        pids = [holder.pid for holder in self.known if holder.driver_state != names.CHECKPOINTED]
+        inner = {pid: namespace_pids(pid)[depth] for pid in pids}
+        return Carrier(images, mappings(pids), inner, self.cuda.past_criu)
+
+    def save_memory(self, journal: Journal) -> dict[str, list[str]]:
+        """Move what was on the GPUs into files of the image folder, past CRIU; the sums of their pieces by file name.
+
+        The processes stand still from here until `let_go`, which is due when the container has been told to freeze:
+        they lack memory, and the step in the journal that gives it back is undone before the container is thawed.
+        """
+        if self.carrier is None:
+            return {}
+        self.carrier.take(journal, steps.allowance("checkpoint", self.cuda.timeout, self.bytes))
+        depth = asking.depth(self.pids)
+        numbers: dict[int, int] = {}
+        beside = []
+        for job in self.carrier.taken:
+            numbers[job.pid] = number = numbers.get(job.pid, -1) + 1
+            regions = tuple((*region,) for region in job.regions)
+            beside.append(inventory.Beside(namespace_pids(job.pid)[depth], number, regions)._asdict())
+        self.description["beside"] = beside
+        return {os.path.basename(path): pieces for path, pieces in self.carrier.pieces.items()}
+
+    def let_go(self) -> str:
+        """End what `save_memory` began; why CRIU carries the memory, "" if it doesn't."""
+        carrier, self.carrier = self.carrier, None
+        if carrier is None:
+            return ""
+        carrier.let_go()
+        return carrier.problem
 
     def _down(self) -> None:
         assert self.helper is not None
@@ -132,7 +173,7 @@ class Suspension:
             inventory.Process(namespace_pids(holder.pid)[depth], int(holder.driver_state or 0), holder.bytes)
             for holder in self.known
         )
-        part = inventory.Part(self.driver, self.version, tuple(self.gpus), processes, self.bytes, 0)
+        part = inventory.Part(self.driver, self.version, tuple(self.gpus), processes, self.bytes, 0, ())
         return inventory.to_json(part)
 
     def close(self, wait: float = 5.0) -> None:
