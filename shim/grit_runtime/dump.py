@@ -281,7 +281,10 @@ class Dump:
             gpu.prove_in_images(self.images, self.suspension.taken)
         names = [n for n in os.listdir(self.images) if os.path.isfile(f"{self.images}/{n}") and n not in ("dump.log",)]
         sums = self.sums.finish(names, self.gpu_sums)
-        self.record.content["bytes"]["images"] = sum(facts["size"] for facts in sums.values())
+        sizes = self.record.content["bytes"]
+        sizes["images"] = sum(facts["size"] for facts in sums.values())
+        if self.gpu_sums:
+            sizes["beside"] = sum(sums[name]["size"] for name in self.gpu_sums)
         manifest.write(self.images, {
             "created": self.record.content["started"],
             "node": self.node,

@@ -188,6 +188,20 @@ def test_a_carrier_whose_caller_dies_puts_everything_back(program: Program, jour
     one.process.wait(10)
 
 
+def test_a_caller_that_dies_before_anything_is_dropped(program: Program, journal: Journal, tmp_path: Path) -> None:
+    """The memory never left, and old bytes must not be put into a process that runs."""
+    one = carrier(program, tmp_path)
+    rows = one._asked(one.question, time.monotonic() + 60)["saved"]
+    assert one.process is not None and one.process.stdin is not None
+    one.process.stdin.close()
+    one.process.wait(10)
+    started = Path(f"/proc/{program.pid}/stat").read_text().split()[21]
+    for row in rows:
+        Path(row["path"]).write_bytes(bytes(os.stat(row["path"]).st_size))
+    client.put_back([{**row, "started": started} for row in rows])
+    assert program.ask() == WELL
+
+
 def test_a_carrier_that_dies_is_made_up_for(program: Program, journal: Journal, tmp_path: Path) -> None:
     """Killed when the memory is gone from the process, which is frozen by then."""
     one = carrier(program, tmp_path)

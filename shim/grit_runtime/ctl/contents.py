@@ -128,12 +128,12 @@ def _files(folder: str) -> list[dict[str, Any]]:
 
 
 def _sizes(place: checkpoints.Place) -> dict[str, Any]:
-    """Bytes by part: memory, tmpfs contents, other images, rootfs changes, shared memory."""
+    """Bytes by part: memory, GPU memory past CRIU, tmpfs contents, other images, rootfs changes, shared memory."""
     parts: Counter[str] = Counter()
     for folder in dict.fromkeys((place.images, place.home)):
         for name in os.listdir(folder):
             facts = os.lstat(os.path.join(folder, name))
-            if name.endswith(".img") or name in ("rootfs-diff.tar", "shm.tar"):
+            if manifests.of_a_dump(name) or manifests.is_gpu_memory(name):
                 parts[_part(name)] += facts.st_size
     return {"total": sum(parts.values()), "parts": [{"part": k, "bytes": v} for k, v in parts.most_common()]}
 
@@ -145,4 +145,6 @@ def _part(name: str) -> str:
         return "/dev/shm"
     if name.startswith("pages-"):
         return "memory"
+    if manifests.is_gpu_memory(name):
+        return "GPU memory"
     return "tmpfs and deleted files" if name.startswith(("tmpfs-", "ghost-file-")) else "descriptions"

@@ -145,7 +145,7 @@ def freeze(made: trial.Trial, images: str, phases: list[Phase]) -> None:
 def thaw(made: trial.Trial, images: str, phases: list[Phase]) -> list[str]:
     made.say("restoring")
     done = made.restore(images)
-    phases += inner(made.name, "restore", {"images": stored(images), "gpu": on_gpu(images)})
+    phases += inner(made.name, "restore", sizes(images))
     phases.append(Phase("restore in all", done.seconds, stored(images)))
     made.say("hashing again")
     return made.hashes()
@@ -158,9 +158,11 @@ def inner(container: str, operation: str, known: dict[str, int] | None = None) -
         if kept.operation == operation:
             record = kept.record()
             sizes = {**(known or {}), **(record.get("bytes") or {})}
-            moved = {"suspend": "gpu", "resume": "gpu", "criu": "images"}
+            gpu, beside = int(sizes.get("gpu", 0)), int(sizes.get("beside", 0))
+            criu = int(sizes.get("images", 0)) - beside
+            moved = {"suspend": gpu, "resume": gpu, "save": beside, "return": beside, "criu": criu}
             rows = (record.get("phases") or {}).items()
-            return [Phase(f"  {name}", float(took), int(sizes.get(moved.get(name, ""), 0))) for name, took in rows]
+            return [Phase(f"  {name}", float(took), moved.get(name, 0)) for name, took in rows]
     return []
 
 
@@ -168,9 +170,11 @@ def stored(images: str) -> int:
     return sum(entry.stat().st_size for entry in os.scandir(images) if entry.is_file())
 
 
-def on_gpu(images: str) -> int:
-    """Bytes of GPU memory in a checkpoint, by its manifest."""
-    return int(manifest.read(images)["gpu"].get("taken", 0))
+def sizes(images: str) -> dict[str, int]:
+    """Bytes of a checkpoint: of all its files, that came from GPUs, and of those past CRIU."""
+    gpu = manifest.read(images)["gpu"]
+    beside = sum(size for row in gpu.get("beside", []) for _, size in row["regions"])
+    return {"images": stored(images), "gpu": int(gpu.get("taken", 0)), "beside": beside}
 
 
 def read_note(path: str) -> dict[str, Any]:

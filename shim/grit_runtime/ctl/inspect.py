@@ -202,13 +202,15 @@ def _timer_line(row: dict[str, Any]) -> str:
 
 
 def _gpu(found: dict[str, Any], limit: int) -> list[Branch]:
-    gpu = (found["manifest"] or {}).get("gpu")
-    gpus = gpu.get("gpus", []) if isinstance(gpu, dict) else []
+    told = (found["manifest"] or {}).get("gpu")
+    gpu: dict[str, Any] = told if isinstance(told, dict) else {}
+    gpus = gpu.get("gpus", [])
     if not isinstance(gpus, list) or not gpus:
         return []
     rows = [one if isinstance(one, dict) else {} for one in gpus]
-    lines = [f"{one.get('name', '?')} {one.get('uuid', '')}" for one in rows]
-    return [Branch(Cell(f"GPUs: {len(lines)}", "cyan"), [Branch(line) for line in lines[:limit]])]
+    lines = [f"{one.get('model', '?')} {one.get('uuid', '')}" for one in rows]
+    used = table.size(taken) if isinstance(taken := gpu.get("taken"), int) else "?"
+    return [Branch(Cell(f"GPUs: {len(lines)}, {used} were on them", "cyan"), [Branch(line) for line in lines[:limit]])]
 
 
 def _size_line(row: dict[str, Any]) -> str:

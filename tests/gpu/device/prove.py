@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from grit_runtime import cgroup, gpu, settings
+from grit_runtime import cgroup, gpu, records, settings
 from grit_runtime.cuda import client
 from grit_runtime.cuda.trial import Trial
 
@@ -68,6 +68,7 @@ def round_trip(made: Trial, folder: str) -> Facts:
         "checkpoint s": round(dumped.seconds, 2),
         "restore s": round(back.seconds, 2),
         "images MiB": size(folder) >> 20,
+        "past CRIU MiB": sum(path.stat().st_size for path in Path(folder).glob("gpu-*.mem")) >> 20,
         "watch events": after["watches"],
     }
 
@@ -123,6 +124,38 @@ def paused() -> Facts:
         made.restore(folder)
         check("hash after the restore", made.hashes() == hashes)
         return {"hash": hashes[0], "status after --leave-running": "paused"}
+
+
+# In the place of `criu`: it gives up whatever runc asks of it.
+NO_CRIU = """#!/bin/sh
+case " $* " in *" swrk "*) exit 1 ;; esac
+exec {criu} "$@"
+"""
+
+
+def failed_dump() -> Facts:
+    """CRIU fails when the GPU's memory has been taken out: it comes back, and the container runs on."""
+    place = Path("/run/gpu-proof-no-criu")
+    place.mkdir(exist_ok=True)
+    (place / "criu").write_text(NO_CRIU.format(criu=shutil.which("criu")))
+    (place / "criu").chmod(0o755)
+    runtime = ("env", f"PATH={place}:{os.environ['PATH']}", "grit-runtime")
+    with trial("failed", "--bytes", str(2 * GIB), "--processes", "2", torch=True) as made:
+        made.start()
+        hashes, ticks = made.hashes(), made.ask()["ticks"]
+        folder = images("failed")
+        made.runtime, usual = list(runtime), made.runtime
+        done = made.checkpoint(folder, check=False)
+        made.runtime = usual
+        check("it failed", done.code != 0 and "dump-failed" in done.output)
+        [record] = [kept.record() for kept in records.listing(made.name)]
+        check("the memory had been taken out", record["phases"].get("save"))
+        check("nothing of the dump is left", not list(Path(folder).glob("*.img")) + list(Path(folder).glob("*.mem")))
+        check("it runs on, the hashes are equal", made.hashes() == hashes and made.ask()["ticks"] > ticks)
+        made.checkpoint(folder)
+        made.restore(folder)
+        check("a second checkpoint is good", made.hashes() == hashes)
+        return {"failure": done.output.splitlines()[-1], "save s": record["phases"]["save"]}
 
 
 def memory_limit() -> Facts:
@@ -272,8 +305,8 @@ def frozen_answers() -> Facts:
 
 SCENARIOS: dict[str, Callable[[], Facts]] = {
     one.__name__: one
-    for one in (counter, pytorch_watches, fresh_bundle, paused, memory_limit, four_processes, leave_running,
-                managed_memory, forked_child, full_map, with_the_program, gpu_test, frozen_answers)
+    for one in (counter, pytorch_watches, fresh_bundle, paused, leave_running, failed_dump, memory_limit,
+                four_processes, managed_memory, forked_child, full_map, with_the_program, gpu_test, frozen_answers)
 }  # fmt: skip
 
 

@@ -29,6 +29,8 @@ def main() -> None:
         jobs = _save(json.loads(sys.stdin.readline()), held)
         if jobs and _told("drop"):
             _drop(jobs, held)
+        else:
+            _note(jobs)
     except Exception as error:
         _say({"problem": str(error) or type(error).__name__})
     finally:
@@ -68,8 +70,12 @@ def _drop(jobs: list[Job], held: list[Stopped]) -> None:
 
 def _return(jobs: list[Job]) -> None:
     put(jobs)
+    _note(jobs)
+
+
+def _note(jobs: list[Job]) -> None:
+    """Whoever undoes for our caller must not put anything back: the process has it, runs on, and may change it."""
     for job in jobs:
-        # Whoever undoes for our caller must not do it again: the process runs on, and may change its memory.
         with open(returned(job.path), "x"):
             pass
 
