@@ -9,11 +9,13 @@ Four processes at once against one after the other, huge pages on against off, t
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -74,9 +76,20 @@ def took(helper: Helper, call: str, pids: list[int], *, at_once: bool) -> float:
     return time.monotonic() - begin
 
 
-def cycle(helper: Helper, pids: list[int], *, at_once: bool) -> dict[str, float]:
-    calls = ("lock", "checkpoint", "restore", "unlock")
-    return {call: took(helper, call, pids, at_once=at_once) for call in calls}
+def cycle(
+    helper: Helper, pids: list[int], *, at_once: bool, between: Callable[[], None] = lambda: None
+) -> dict[str, float]:
+    """Seconds of each call; `between` the checkpoint and the restore something is looked at."""
+    down = {call: took(helper, call, pids, at_once=at_once) for call in ("lock", "checkpoint")}
+    between()
+    return down | {call: took(helper, call, pids, at_once=at_once) for call in ("restore", "unlock")}
+
+
+def in_huge_pages(pid: int) -> float:
+    """The share of a process's anonymous memory that is in huge pages (AnonHugePages of smaps_rollup)."""
+    found = re.findall(r"^(Anonymous|AnonHugePages): +(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)
+    sizes = {name: int(size) for name, size in found}
+    return sizes["AnonHugePages"] / sizes["Anonymous"]
 
 
 def at_once(gib: int) -> list[Ratio]:
@@ -96,9 +109,10 @@ def at_once(gib: int) -> list[Ratio]:
     ]
 
 
-def huge(gib: int, rounds: int = 3) -> list[Ratio]:
+def huge(gib: int, rounds: int = 3) -> tuple[list[Ratio], list[str]]:
     """One large process, huge pages as most systems have them (madvise) and as we set them, in turns: the median."""
     times: dict[str, list[dict[str, float]]] = {"madvise": [], "always": []}
+    shares: list[float] = []
     with Trial("/run/gpu-bench/huge", "bench-huge", ["--bytes", str(gib * GIB)], python=machine.PYTHON) as made:
         made.start()
         pids = machine.host_pids(made)
@@ -107,12 +121,16 @@ def huge(gib: int, rounds: int = 3) -> list[Ratio]:
             for _ in range(rounds):
                 for word, found in times.items():
                     with pages(word):
-                        found.append(cycle(helper, pids, at_once=True))
+                        look = partial(lambda pid: shares.append(in_huge_pages(pid)), pids[0])
+                        found.append(cycle(helper, pids, at_once=True, between=look))
     off, on = ({call: median(one[call] for one in found) for call in found[0]} for found in times.values())
-    return [
+    ratios = [
         Ratio(f"huge pages off / on, {gib} GiB: CUDA checkpoint", off["checkpoint"], on["checkpoint"], 1.5),
         Ratio(f"huge pages off / on, {gib} GiB: CUDA restore", off["restore"], on["restore"], 1.0),
     ]
+    rounds_seen = ", ".join(f"{one['checkpoint']:.2f}" for pair in zip(*times.values(), strict=True) for one in pair)
+    in_them = ", ".join(f"{share:.0%}" for share in shares)
+    return ratios, [f"huge pages, each round off, on: {rounds_seen} s; of the memory in huge pages: {in_them}"]
 
 
 def whole(gib: int, processes: int, least: float) -> tuple[list[Ratio], list[str]]:
@@ -161,7 +179,7 @@ def main(words: list[str]) -> int:
     trouble: list[str] = []
     steps: dict[str, Any] = {
         "once": lambda: (at_once(gib), []),
-        "huge": lambda: (huge(2 * gib), []),
+        "huge": lambda: huge(2 * gib),
         "one": lambda: whole(gib, 1, 0.95),
         "four": lambda: whole(gib, 4, 2.0),
     }
