@@ -1,6 +1,6 @@
 """Transparent huge pages set to `always` for the time of an operation, and back when the last one ends.
 
-They make the driver's copy to host memory 1.7 times faster and CRIU's dump and restore 1.4 times. The setting is the
+They make the driver's copy to host memory 1.4 times faster or more (docs/gpu-results.md). The setting is the
 node's, so operations that overlap are counted in a file under a lock, by PID and start time: one that died counts no
 more.
 """
