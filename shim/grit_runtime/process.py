@@ -38,6 +38,18 @@ def runs(pid: int, start: str) -> bool:
     return bool(fields) and fields[19] == start and fields[0] not in "ZX"
 
 
+def anonymous_bytes(pid: int) -> int:
+    """The anonymous memory that a process has (RssAnon of /proc/PID/status); 0 when it is gone."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            for line in file:
+                if line.startswith(b"RssAnon:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
 def tree(pid: int) -> list[int]:
     """`pid` and all its descendants, sorted."""
     found, left = [], [pid]

@@ -270,6 +270,15 @@ def test_a_stopped_process_is_left_to_criu(program: Program, journal: Journal, t
     assert program.ask() == WELL
 
 
+def test_a_huge_empty_mapping_is_not_looked_at(program: Program) -> None:
+    """A program can reserve terabytes within the time of a suspension; reading what of it is there would take as many
+    gigabytes of ours."""
+    reserved = Region(1 << 20, 64 << 40)
+    assert regions.worth(program.pid, [reserved], LEAST) == []
+    mine = regions.new(program.before[program.pid], regions.of(program.pid))
+    assert sum(region.size for region in regions.worth(program.pid, [*mine, reserved], LEAST)) >= SIZE
+
+
 def test_small_mappings_are_left_to_criu(program: Program, journal: Journal, tmp_path: Path) -> None:
     one = carrier(program, tmp_path, least=4 * SIZE)
     one.take(journal, 60)

@@ -44,6 +44,8 @@ def test_within() -> None:
     assert within([Region(10, 10), Region(41, 2)], known)
     assert not within([Region(10, 10), Region(19, 2)], known)
     assert not within([Region(20, 20)], known)
+    assert not within([Region(0, 5)], known)
+    assert not within([Region(50, 5)], known)
 
 
 def test_pages_that_are_there() -> None:

@@ -172,18 +172,6 @@ def resume(record: Mapping[str, Any], helper: client.Helper | None = None) -> li
         return up(opened, goals, sizes, record["timeout"], pairs)
 
 
-def anonymous(pid: int) -> int:
-    """Bytes of anonymous memory a process has (RssAnon of /proc/PID/status)."""
-    try:
-        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
-            for line in file:
-                if line.startswith("RssAnon:"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return 0
-
-
 def image_bytes(folder: str) -> int:
     """The bytes of memory in an image folder: CRIU's pages-*.img and our gpu-*.mem together."""
     total = 0

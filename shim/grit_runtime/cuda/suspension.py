@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from grit_runtime.checks import Refusal, refuse
-from grit_runtime.process import namespace_pids
+from grit_runtime.process import anonymous_bytes, namespace_pids
 
 from . import asking, client, holders, inventory, limits, names, steps, suspend
 from .carry.client import Carrier, mappings
@@ -160,9 +160,9 @@ class Suspension:
         assert self.helper is not None
         before = {holder.pid: int(holder.driver_state or 0) for holder in self.known}
         sizes = {holder.pid: holder.bytes for holder in self.known}
-        resident = {pid: suspend.anonymous(pid) for pid in before}
+        resident = {pid: anonymous_bytes(pid) for pid in before}
         self.phases = suspend.down(self.helper, before, sizes, self.cuda.timeout)
-        grown = {pid: max(0, suspend.anonymous(pid) - resident[pid]) for pid in before}
+        grown = {pid: max(0, anonymous_bytes(pid) - resident[pid]) for pid in before}
         # what else grew meanwhile is not the GPU's
         self.taken = sum(min(grown[pid], sizes[pid]) for pid in before)
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Iterable
 from typing import NamedTuple
+
+from grit_runtime import process
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 ENTRY = 8  # bytes of /proc/PID/pagemap for one page
@@ -58,9 +61,14 @@ def new(before: Iterable[Region], after: Iterable[Region]) -> list[Region]:
 
 
 def within(wanted: Iterable[Region], mappings: Iterable[Region]) -> bool:
-    """Does each of `wanted` lie in one of `mappings`?"""
+    """Does each of `wanted` lie in one of `mappings`, which are sorted and don't overlap?"""
     known = list(mappings)
-    return all(any(one.start <= region.start and region.end <= one.end for one in known) for region in wanted)
+    starts = [one.start for one in known]
+    for region in wanted:
+        place = bisect_right(starts, region.start) - 1
+        if place < 0 or region.end > known[place].end:
+            return False
+    return True
 
 
 def there(pagemap: bytes) -> bytes:
@@ -100,10 +108,12 @@ def there_in(pid: int, region: Region) -> bytes:
 
 def worth(pid: int, found: Iterable[Region], least: int) -> list[Region]:
     """What of them the process has in one piece of at least `least` bytes. A mapping may have merged with a thread's
-    stack that is hardly used, and a program may have reserved far more than it has filled."""
+    stack that is hardly used. One that is far larger than all that the process has is not even looked at: that takes
+    memory of ours, and a program may reserve as much as it likes."""
     wanted = []
+    most = 2 * process.anonymous_bytes(pid)
     for region in found:
-        if region.size >= least:
+        if least <= region.size <= most:
             full = runs(there_in(pid, region))
             wanted += [Region(region.start + first * PAGE, count * PAGE) for first, count in full]
     return [region for region in wanted if region.size >= least]
