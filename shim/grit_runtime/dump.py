@@ -113,7 +113,8 @@ class Dump:
         self.record.content["bytes"]["gpu"] = self.suspension.taken
 
     def freeze(self) -> None:
-        """Stop every task, unless the caller has: from here to the end of CRIU's work the container stands still."""
+        """Stop every task, unless the caller has: from here to the end of CRIU's work the container stands still. What
+        was on GPUs is saved on the way, past CRIU."""
         if not self.paused or self.thawed:
             self.journal.add("thaw", path=self.group.path, version=self.group.version)
             if self.on_gpu:

@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.gpu import simulation
+from tests.gpu.simulation import SimulatedGpu, uuid
+from tests.gpu.simulation.onnode import OnNode
+from tests.nodes.moving import Bundle
+from tests.nodes.origin import Origin
 from tests.testbed import Node, Testbed
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -54,3 +59,32 @@ def nodes(testbed: Testbed) -> tuple[Node, Node]:
 def node(request: pytest.FixtureRequest, testbed: Testbed) -> Node:
     """Each of the two nodes in turn."""
     return testbed.a if request.param == "node-a" else testbed.b
+
+
+@pytest.fixture(scope="module")
+def gpus(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, OnNode]]:
+    """Both nodes with a simulated GPU: other UUIDs, other device numbers on each."""
+    built = simulation.build(tmp_path_factory.mktemp("simulation"))
+    made = {}
+    for number, node in enumerate(testbed.nodes):
+        made[node.name] = OnNode(node, built, (SimulatedGpu(uuid(number), minor=simulation.UNDUMPABLE[number]),))
+    yield made
+    for one in made.values():
+        one.remove()
+
+
+@pytest.fixture(scope="module")
+def origin(testbed: Testbed, request: pytest.FixtureRequest) -> Iterator[Origin]:
+    """A checkpoint to be refused, named as the test's file."""
+    one = Origin(testbed.a, request.module.__name__.rpartition("test_")[2].replace("_", "-"))
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def plain(origin: Origin) -> Iterator[Bundle]:
+    """A bundle that fits; nothing of it may be changed by a refusal, so all tests of a file can use it."""
+    with origin.bundle() as one:
+        yield one

@@ -12,11 +12,9 @@ import pytest
 from tests.gpu.simulation import MIB
 from tests.gpu.simulation.onnode import OnNode
 from tests.nodes.cri.kept import records
-from tests.nodes.test_gpu_simulation import BASE, Job, checkpoint, gates, gpus, start
+from tests.nodes.gpujob import BASE, Job, checkpoint, gates, start
 from tests.testbed import Node
 from tests.testbed.node import CommandFailed, until
-
-__all__ = ["gpus"]  # the fixture
 
 # Kills the process of a checkpoint at the moment when its journal says that memory is being taken out.
 KILL = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,22 +14,6 @@ from grit_runtime.criu.protobuf import Message
 
 from tests.nodes.moving import Bundle, Spec, images, record
 from tests.nodes.origin import Copy, Origin
-from tests.testbed import Testbed
-
-
-@pytest.fixture(scope="module")
-def origin(testbed: Testbed) -> Iterator[Origin]:
-    one = Origin(testbed.a, "hostile")
-    try:
-        yield one
-    finally:
-        one.close()
-
-
-@pytest.fixture(scope="module")
-def plain(origin: Origin) -> Iterator[Bundle]:
-    with origin.bundle() as one:
-        yield one
 
 
 def inner(message: Message, path: list[int], change: Callable[[Message], Message]) -> Message:

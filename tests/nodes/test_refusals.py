@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.nodes.moving import Bundle, Spec, changed, images, nothing_remains, reason
 from tests.nodes.origin import Copy, Origin
-from tests.testbed import CommandFailed, Testbed
+from tests.testbed import CommandFailed
 from tests.testbed.driver import VERSION
 
 CONFIG = "/etc/grit-runtime/config.toml"
-
-
-@pytest.fixture(scope="module")
-def origin(testbed: Testbed) -> Iterator[Origin]:
-    one = Origin(testbed.a, "refused")
-    try:
-        yield one
-    finally:
-        one.close()
-
-
-@pytest.fixture(scope="module")
-def plain(origin: Origin) -> Iterator[Bundle]:
-    """A bundle that fits; nothing of it may be changed by a refusal, so all of them can use it."""
-    with origin.bundle() as one:
-        yield one
 
 
 def test_the_checkpoint_itself_is_good(origin: Origin) -> None:
