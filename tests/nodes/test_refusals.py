@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from grit_runtime import manifest
 
 from tests.nodes.moving import Bundle, Spec, changed, images, nothing_remains, reason
 from tests.nodes.origin import Copy, Origin
@@ -55,7 +56,7 @@ def node_says(**facts: str) -> Callable[[dict[str, Any]], object]:
         (node_says(arch="riscv64"), "arch-mismatch"),
         (node_says(cpu="fpu no_such_feature"), "cpu-mismatch"),
         (node_says(runtime="crun"), "runtime-differs"),
-        (lambda content: content.update(format=2), "manifest-future"),
+        (lambda content: content.update(format=manifest.FORMAT + 1), "manifest-future"),
         (lambda content: content["container"].update(terminal=True), "terminal-needs-console"),
     ],
 )
