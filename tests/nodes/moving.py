@@ -13,6 +13,8 @@ from typing import Any
 from tests.testbed import CommandFailed, Container, Node, until
 from tests.testbed.container import ask, ready
 
+CHAIN = "/etc/nvidia-container-runtime/config.toml"
+
 #: the next runtime's state folder under containerd and ctr
 CONTAINERD = "/run/containerd/runc/default"
 BY_HAND = "/run/by-hand"
@@ -234,3 +236,15 @@ def low_level(node: Node, script: str | None = None, *, runtime: str = "") -> It
     finally:
         if script:
             os.unlink(node.path(program))
+
+
+@contextlib.contextmanager
+def chain_ends_with(node: Node, low: str) -> Iterator[None]:
+    """Have the NVIDIA runtime of a node call `low`, runc or crun, for a while."""
+    before = node.path(CHAIN).read_text()
+    node.write(CHAIN, re.sub("(?m)^runtimes = .*", f'runtimes = ["{low}"]', before))
+    try:
+        assert low in node.run(["grit-runtime", "--version"]).stdout
+        yield
+    finally:
+        node.write(CHAIN, before)

@@ -13,6 +13,7 @@ from tests.gpu.simulation import MIB
 from tests.gpu.simulation.onnode import OnNode
 from tests.nodes.cri.kept import records
 from tests.nodes.gpujob import BASE, Job, checkpoint, gates, start
+from tests.nodes.moving import chain_ends_with
 from tests.testbed import Node
 from tests.testbed.node import CommandFailed, until
 
@@ -84,6 +85,21 @@ def test_left_running_it_has_its_memory_again(gpus: dict[str, OnNode], node: Nod
     job.container.delete()
     copy = start(gpus[node.name], "gpu-past", size=SIZE, processes=2, source=base)
     copy.intact()
+
+
+def test_with_crun_at_the_end_of_the_chain(gpus: dict[str, OnNode], node_b: Node) -> None:
+    """crun moves the tasks into their group when CRIU is done, and has deleted the container with its dump."""
+    with chain_ends_with(node_b, "crun"):
+        first = start(gpus[node_b.name], "gpu-past", size=SIZE, processes=2)
+        base = checkpoint(first, leave_running=True)
+        ticks = first.intact()
+        assert len(beside(node_b, base)) == 2
+        base = checkpoint(first)
+        first.container.delete()
+        again = start(gpus[node_b.name], "gpu-past", size=SIZE, processes=2, source=base)
+        assert again.intact() >= ticks
+        again.container.delete()
+    assert node_b.leaks() == []
 
 
 def test_a_failed_dump_gives_it_back(node: Node, job: Job) -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import os
 import pty
-import re
 import select
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from tests.nodes.moving import chain_ends_with
 from tests.testbed import Node, Testbed, until
 
-CHAIN = "/etc/nvidia-container-runtime/config.toml"
 BUNDLE = "/tmp/shell-bundle"
 COUNT = "trap 'exit 7' TERM INT; i=0; while :; do i=$((i+1)); echo $i; /bin/busybox sleep 0.05; done"
 
@@ -25,12 +25,8 @@ COUNT = "trap 'exit 7' TERM INT; i=0; while :; do i=$((i+1)); echo $i; /bin/busy
 def node(request: pytest.FixtureRequest, testbed: Testbed) -> Iterator[Node]:
     """Each node with runc at the chain's end, and the one whose cgroups crun can use with crun."""
     here = testbed.a if request.param == "node-a" else testbed.b
-    before = here.path(CHAIN).read_text()
-    if request.param.endswith("crun"):
-        here.write(CHAIN, re.sub("(?m)^runtimes = .*", 'runtimes = ["crun"]', before))
-        assert "crun" in here.run(["grit-runtime", "--version"]).stdout
-    yield here
-    here.write(CHAIN, before)
+    with chain_ends_with(here, "crun") if request.param.endswith("crun") else nullcontext():
+        yield here
 
 
 @pytest.fixture
