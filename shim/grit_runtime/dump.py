@@ -50,6 +50,7 @@ class Dump:
         self.spec = specs.read(self.state.bundle)
         self.group = cgroup.of(self.state.pid)
         self.pids = cgroup.processes(self.group)
+        self._refuse_what_lacks_memory()
         self.paused = cgroup.frozen(self.group)
         self.mountinfo = mounts.read(self.state.pid)
         self.host_mounts = mounts.read("self")
@@ -58,6 +59,16 @@ class Dump:
         self.overlay = layer.overlay(self.mountinfo) if self.settings.checkpoint.rw_layer else None
         self.shm = layer.shm_of(self.mountinfo, self.host_mounts) if self.settings.checkpoint.shm else None
         self._look_at_gpu()
+
+    def _refuse_what_lacks_memory(self) -> None:
+        """An operation that could not give GPU memory back has left its journal, and the only copy, somewhere."""
+        from grit_runtime import journal
+
+        for folder in journal.pending():
+            for _, undo, args in journal.open_steps(folder):
+                rows = args.get("jobs", []) if undo == "return-gpu-memory" else []
+                if any(row["pid"] in self.pids or os.path.dirname(row["path"]) == self.images for row in rows):
+                    raise refuse("gpu-memory-owed", id=self.state.id, path=rows[0]["path"])
 
     def _look_at_processes(self, locks: str | None = None) -> None:
         self.seen = look.look(self.pids, spec=self.spec, init=self.state.pid, locks=locks)
@@ -108,7 +119,7 @@ class Dump:
             self.journal.add("freeze", path=self.group.path, version=self.group.version)
             cgroup.thaw(self.group)
             self.thawed = True
-        self.suspension.suspend(self.journal, self.images)
+        self.suspension.suspend(self.journal, self.images, self.group)
         self.on_gpu = bool(self.suspension.known)
         self.record.content["bytes"]["gpu"] = self.suspension.taken
 
@@ -136,12 +147,14 @@ class Dump:
     def _save_gpu_memory(self) -> None:
         """Its processes stand still while what was on the GPU is saved, and go from there into the freezer."""
         assert self.suspension is not None
+        frozen, problem = False, ""
         try:
             with self.record.phase("save"):
-                self.gpu_sums = self.suspension.save_memory(self.journal)
+                self.gpu_sums = self.suspension.save_memory()
             cgroup.begin_to_freeze(self.group)
+            frozen = True
         finally:
-            problem = self.suspension.let_go()
+            problem = self.suspension.let_go(frozen=frozen)
         if problem:
             self.record.note(f"CRIU carries the GPU memory: {problem}")
 

@@ -123,8 +123,9 @@ def plan_restore(cuda: Cuda, part: object, spec: Mapping[str, Any], allow: Colle
         made.pairs = map_gpus(made.part, here, allow)
         if made.part.driver != here.driver:
             made.passed.append(refuse("driver-mismatch", old=made.part.driver, new=here.driver or "none"))
-        if made.part.bytes > limits.available():
-            raise refuse("host-memory", need=made.part.bytes >> 20, have=limits.available() >> 20)
+        need = max(made.part.bytes, sum(one.size for one in made.part.beside))
+        if need > limits.available():
+            raise refuse("host-memory", need=need >> 20, have=limits.available() >> 20)
     except BaseException:
         made.close()
         raise

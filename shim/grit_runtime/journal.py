@@ -45,9 +45,9 @@ UNDO = {
 }
 
 
-# What must not be undone while another step of the same operation could not be: a process that lacks GPU memory isn't
-# resumed without it, nor are the files deleted that have it.
-WAITS = {"resume-gpu": "return-gpu-memory", "discard": "return-gpu-memory"}
+# What must not be undone while another step of the same operation could not be: a process that lacks GPU memory doesn't
+# run without it, its limit leaves room for it, and the files that have it aren't deleted.
+WAITS = dict.fromkeys(("thaw", "resume-gpu", "lower-limit", "discard"), "return-gpu-memory")
 
 
 class Journal:

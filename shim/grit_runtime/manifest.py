@@ -32,8 +32,8 @@ def gpu_memory(pid: int, number: int) -> str:
 
 
 def is_gpu_memory(name: str) -> bool:
-    """Is this one of `gpu_memory`'s names, or a note about it?"""
-    return name.startswith("gpu-") and name.endswith((".mem", ".mem.returned"))
+    """Is this one of `gpu_memory`'s names?"""
+    return name.startswith("gpu-") and name.endswith(".mem")
 
 
 def node() -> dict[str, str]:

@@ -41,11 +41,11 @@ def resume_gpu(record: dict[str, Any]) -> None:
     gpu.resume(record)
 
 
-def return_gpu_memory(jobs: list[dict[str, Any]]) -> None:
+def return_gpu_memory(jobs: list[dict[str, Any]], group: list[Any], marks: str, carrier: tuple[int, str]) -> None:
     """Of taking what was on the GPU out of suspended processes, into files beside CRIU's images."""
     from grit_runtime.cuda.carry import client
 
-    client.put_back(jobs)
+    client.put_back(jobs, group, marks, carrier)
 
 
 def lower_limit(record: list[list[Any]]) -> None:

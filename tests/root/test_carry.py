@@ -104,10 +104,11 @@ class Program:
         self.process.stdin.flush()
         return self.line()
 
-    def masks(self) -> list[str]:
-        """The signals that each thread blocks."""
+    def masks(self) -> set[int]:
+        """The signals that its threads block; SIGALRM is blocked in its handler."""
         threads = Path(f"/proc/{self.pid}/task").glob("*/status")
-        return [line for one in threads for line in one.read_text().splitlines() if line.startswith("SigBlk")]
+        lines = [line for one in threads for line in one.read_text().splitlines() if line.startswith("SigBlk")]
+        return {int(line.split()[1], 16) & ~(1 << signal.SIGALRM - 1) for line in lines}
 
     def has(self, wanted: list[Region]) -> bool:
         """Has it anything in those regions?"""
@@ -135,43 +136,42 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     made.close()
 
 
-def carrier(program: Program, folder: Path, least: int = LEAST) -> client.Carrier:
-    return client.Carrier(str(folder), program.before, {program.pid: 1}, least)
+def carrier(program: Program, folder: Path, journal: Journal, least: int = LEAST) -> client.Carrier:
+    return client.Carrier(str(folder), program.before, {program.pid: 1}, program.group, journal, least)
 
 
 @pytest.mark.parametrize("program", ["", FILTER], ids=["plain", "seccomp"], indirect=True)
 def test_memory_leaves_and_comes_back(program: Program, journal: Journal, tmp_path: Path) -> None:
     """Saved whole, dropped, put back into the frozen process; nothing that runs in it has noticed."""
     assert program.ask() == WELL
-    masks = program.masks()
     for _ in range(5):
-        one = carrier(program, tmp_path)
-        one.take(journal, 60)
+        one = carrier(program, tmp_path, journal)
+        one.take(60)
         assert not one.problem
         [job] = one.taken
         assert SIZE <= job.size < SIZE + LEAST
         cgroup.begin_to_freeze(program.group)
-        one.let_go()
+        one.let_go(frozen=True)
         cgroup.freeze(program.group)
         assert not program.has(list(job.regions))
         assert os.stat(job.path).st_size == job.size
         assert len(one.pieces[job.path]) == -(-job.size // copying.PIECE)
-        client.put_back(client.to_json(one.taken))
+        client.put_back(**one.record(one.taken))
         os.unlink(job.path)
-        assert program.masks() == masks
+        assert program.masks() == {0}
         cgroup.thaw(program.group)
         assert program.ask() == WELL
 
 
 def test_it_stands_still_until_it_is_let_go(program: Program, journal: Journal, tmp_path: Path) -> None:
     """Nothing of it may run while it lacks its memory: what was taken need not be the GPU's."""
-    one = carrier(program, tmp_path)
-    one.take(journal, 60)
+    one = carrier(program, tmp_path, journal)
+    one.take(60)
     before = Path(f"/proc/{program.pid}/stat").read_text().split()[13]  # utime
     time.sleep(0.2)
     assert Path(f"/proc/{program.pid}/stat").read_text().split()[13] == before
     cgroup.begin_to_freeze(program.group)
-    one.let_go()
+    one.let_go(frozen=True)
     cgroup.freeze(program.group)
     assert undo_all(journal.folder) == []
     cgroup.thaw(program.group)
@@ -179,8 +179,8 @@ def test_it_stands_still_until_it_is_let_go(program: Program, journal: Journal, 
 
 
 def test_a_carrier_whose_caller_dies_puts_everything_back(program: Program, journal: Journal, tmp_path: Path) -> None:
-    one = carrier(program, tmp_path)
-    one.take(journal, 60)
+    one = carrier(program, tmp_path, journal)
+    one.take(60)
     assert one.process is not None and one.process.stdin is not None
     one.process.stdin.close()  # what the kernel does for one that is killed
     assert undo_all(journal.folder) == []  # the guardian's part, at the same time
@@ -188,29 +188,40 @@ def test_a_carrier_whose_caller_dies_puts_everything_back(program: Program, jour
     one.process.wait(10)
 
 
+def test_a_failure_before_the_freeze_gives_it_back(program: Program, journal: Journal, tmp_path: Path) -> None:
+    """Nothing was told to freeze: the processes must not be let go without their memory."""
+    one = carrier(program, tmp_path, journal)
+    one.take(60)
+    assert one.taken
+    one.let_go(frozen=False)
+    assert program.ask() == WELL
+    assert undo_all(journal.folder) == []
+    assert program.ask() == WELL
+
+
 def test_a_caller_that_dies_before_anything_is_dropped(program: Program, journal: Journal, tmp_path: Path) -> None:
     """The memory never left, and old bytes must not be put into a process that runs."""
-    one = carrier(program, tmp_path)
+    one = carrier(program, tmp_path, journal)
     rows = one._asked(one.question, time.monotonic() + 60)["saved"]
     assert one.process is not None and one.process.stdin is not None
     one.process.stdin.close()
     one.process.wait(10)
-    started = Path(f"/proc/{program.pid}/stat").read_text().split()[21]
-    for row in rows:
-        Path(row["path"]).write_bytes(bytes(os.stat(row["path"]).st_size))
-    client.put_back([{**row, "started": started} for row in rows])
+    jobs = [copying.Job(row["pid"], row["path"], tuple(Region(*pair) for pair in row["regions"])) for row in rows]
+    for job in jobs:
+        Path(job.path).write_bytes(bytes(job.size))
+    client.put_back(**one.record(jobs))
     assert program.ask() == WELL
 
 
 def test_a_carrier_that_dies_is_made_up_for(program: Program, journal: Journal, tmp_path: Path) -> None:
     """Killed when the memory is gone from the process, which is frozen by then."""
-    one = carrier(program, tmp_path)
-    one.take(journal, 60)
+    one = carrier(program, tmp_path, journal)
+    one.take(60)
     cgroup.begin_to_freeze(program.group)
     assert one.process is not None
     one.process.kill()
     with pytest.raises(Refusal, match="gpu-carrier-died"):
-        one.let_go()
+        one.let_go(frozen=True)
     cgroup.freeze(program.group)
     assert undo_all(journal.folder) == []
     assert open_steps(journal.folder) == []
@@ -224,9 +235,9 @@ def test_no_space_for_the_file(program: Program, journal: Journal, tmp_path: Pat
     small.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE // 2}", "tmpfs", str(small)], check=True)
     try:
-        one = carrier(program, small)
-        one.take(journal, 60)
-        one.let_go()
+        one = carrier(program, small, journal)
+        one.take(60)
+        one.let_go(frozen=False)
         assert not one.taken
         assert "No space" in one.problem
         assert list(small.iterdir()) == []
@@ -245,9 +256,9 @@ def test_a_process_that_is_traced_is_left_to_criu(program: Program, journal: Jou
                               env={**os.environ, "PYTHONPATH": path})  # fmt: skip
     try:
         assert tracer.stdout is not None and tracer.stdout.readline()
-        one = carrier(program, tmp_path)
-        one.take(journal, 60)
-        one.let_go()
+        one = carrier(program, tmp_path, journal)
+        one.take(60)
+        one.let_go(frozen=False)
         assert one.problem and not one.taken
     finally:
         tracer.kill()
@@ -258,9 +269,9 @@ def test_a_process_that_is_traced_is_left_to_criu(program: Program, journal: Jou
 def test_a_stopped_process_is_left_to_criu(program: Program, journal: Journal, tmp_path: Path) -> None:
     """By SIGSTOP: it stays stopped, and goes on when somebody continues it."""
     os.kill(program.pid, signal.SIGSTOP)
-    one = carrier(program, tmp_path)
-    one.take(journal, 60)
-    one.let_go()
+    one = carrier(program, tmp_path, journal)
+    one.take(60)
+    one.let_go(frozen=False)
     assert "stopped by a signal" in one.problem
     end = time.monotonic() + 5
     while (state := Path(f"/proc/{program.pid}/stat").read_text().split()[2]) != "T" and time.monotonic() < end:
@@ -280,17 +291,17 @@ def test_a_huge_empty_mapping_is_not_looked_at(program: Program) -> None:
 
 
 def test_small_mappings_are_left_to_criu(program: Program, journal: Journal, tmp_path: Path) -> None:
-    one = carrier(program, tmp_path, least=4 * SIZE)
-    one.take(journal, 60)
-    one.let_go()
+    one = carrier(program, tmp_path, journal, least=4 * SIZE)
+    one.take(60)
+    one.let_go(frozen=False)
     assert (one.taken, one.problem, open_steps(journal.folder)) == ([], "", [])
     assert program.ask() == WELL
 
 
 def test_what_the_carrier_put_back_is_not_put_back_again(program: Program, journal: Journal, tmp_path: Path) -> None:
     """The process has run on since; the guardian's undo, with what by now are old bytes, comes too late."""
-    one = carrier(program, tmp_path)
-    one.take(journal, 60)
+    one = carrier(program, tmp_path, journal)
+    one.take(60)
     assert one.process is not None and one.process.stdin is not None
     one.process.stdin.close()
     one.process.wait(10)
@@ -304,17 +315,18 @@ def test_a_process_whose_memory_is_lost_is_not_resumed(program: Program, journal
     """With its file gone, nothing that would make use of that memory is undone, and nobody says that it was."""
     journal.add("discard", folder=str(tmp_path))
     journal.add("resume-gpu", record={"states_before": {str(program.pid): 0}})
-    one = carrier(program, tmp_path)
-    one.take(journal, 60)
+    journal.add("thaw", path=program.group.path, version=program.group.version)
+    one = carrier(program, tmp_path, journal)
+    one.take(60)
     cgroup.begin_to_freeze(program.group)
-    one.let_go()
+    one.let_go(frozen=True)
     cgroup.freeze(program.group)
     path = one.taken[0].path
     os.rename(path, path + ".away")
     problems = undo_all(journal.folder)
-    assert [problem.partition(":")[0] for problem in problems] == ["return-gpu-memory", "resume-gpu", "discard"]
-    assert len(open_steps(journal.folder)) == 3
+    assert [problem.partition(":")[0] for problem in problems] == ["return-gpu-memory", "thaw", "resume-gpu", "discard"]
+    assert len(open_steps(journal.folder)) == 4 and cgroup.frozen(program.group)
     os.rename(path + ".away", path)
-    client.put_back(client.to_json(one.taken))
+    client.put_back(**one.record(one.taken))
     cgroup.thaw(program.group)
     assert program.ask() == WELL

@@ -111,6 +111,10 @@ REASONS: dict[str, Reason] = {
         "the process that saves GPU memory ended before its time (exit code {code}); the container runs on",
         "Look in the kernel log for what has killed it, and checkpoint again; `[cuda] past_criu = 0` does without it",
     ),
+    "gpu-memory-owed": Reason(
+        "an earlier checkpoint of container {id} failed and could not give its GPU memory back, which is in {path}",
+        "Find out why that file can't be read, then run `gritctl recover`; keep the file until then",
+    ),
     "gpu-memory-unreturned": Reason(
         "the memory in {path} that the container had on its GPU could not be given back to it: {error}",
         "Look at the node's log for what is wrong with that file, check the checkpoint with `gritctl verify`,"

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from grit_runtime import checks
 
+from .carry.copying import FILES
+
 UUID = re.compile(r"GPU-[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 NODE = re.compile(r"nvidia([0-9]+)")
 MOST_GPUS, MOST_PROCESSES, MOST_REGIONS = 1024, 1 << 22, 1 << 16
@@ -208,7 +210,9 @@ def _beside(value: object, field: str) -> Beside:
         if not isinstance(pair, list) or len(pair) != 2 or not all(_whole_pages(one) for one in pair):
             raise checks.refuse("gpu-manifest-invalid", field=f"{field}.regions[{number}]")
         regions.append((pair[0], pair[1]))
-    pid, number = _number(row, "pid", field, MOST_PROCESSES), _number(row, "number", field, MOST_REGIONS)
+    if any(first + size > second for (first, size), (second, _) in zip(regions, regions[1:], strict=False)):
+        raise checks.refuse("gpu-manifest-invalid", field=f"{field}.regions: not in order")
+    pid, number = _number(row, "pid", field, MOST_PROCESSES), _number(row, "number", field, FILES - 1)
     return Beside(pid, number, tuple(regions))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -67,10 +68,13 @@ class Resumption:
             path = f"{images}/{manifest.gpu_memory(one.pid, one.number)}"
             jobs.append(Job(by_inner[one.pid], path, regions))
         try:
+            mappings = {pid: of(pid) for pid in {job.pid for job in jobs}}
             for job in jobs:
-                # what a manifest says must not make us write anywhere else
-                if not within(job.regions, of(job.pid)):
+                # what a manifest says must not make us write anywhere else, or more than there is
+                if not within(job.regions, mappings[job.pid]):
                     raise refuse("gpu-memory-unreturned", path=job.path, error="the process has no such memory")
+                if os.stat(job.path, follow_symlinks=False).st_size != job.size:
+                    raise refuse("gpu-memory-unreturned", path=job.path, error="it has another size")
             put(jobs)
         except OSError as error:
             raise refuse("gpu-memory-unreturned", path=images, error=error) from error

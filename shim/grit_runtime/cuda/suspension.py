@@ -6,6 +6,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from grit_runtime import cgroup
 from grit_runtime.checks import Refusal, refuse
 from grit_runtime.process import anonymous_bytes, namespace_pids
 
@@ -88,9 +89,9 @@ class Suspension:
             **asking.way(self.cuda),
         }
 
-    def suspend(self, journal: Journal, images: str = "") -> dict[str, Any]:
+    def suspend(self, journal: Journal, images: str = "", group: cgroup.Group | None = None) -> dict[str, Any]:
         """Raise the memory limits, then suspend every process at the same time; returns `record`. `images`: where
-        `save_memory` will write to, "" if it won't be called.
+        `save_memory` will write to, and the container's `group`; neither if it won't be called.
 
         The container must not be frozen: its own threads do the work. If one fails or the time runs out, all of it is
         undone, in reverse, before the refusal is raised: cuda-timeout, cuda-lock-timeout, cuda-managed-memory,
@@ -108,12 +109,12 @@ class Suspension:
                 steps.append(journal.add("lower-limit", record=[[step.file, step.old] for step in self.raises]))
                 limits.raise_all(self.raises)
             steps.append(journal.add("resume-gpu", record=record))
-            if images and self.cuda.past_criu:
-                self.carrier = self._carrier(images)
+            if group and self.cuda.past_criu:
+                self.carrier = self._carrier(images, group, journal)
             self._down()
         except BaseException:
             self.close(0.5)
-            self.let_go()
+            self.let_go(frozen=False)
             for step in reversed(steps):
                 with suppress(Exception):  # what can't be undone now stays open in the journal
                     journal.undo(step)
@@ -122,14 +123,14 @@ class Suspension:
         self.description["taken"] = self.taken
         return record
 
-    def _carrier(self, images: str) -> Carrier:
+    def _carrier(self, images: str, group: cgroup.Group, journal: Journal) -> Carrier:
         """Started before the suspension: it must know what the processes had until then."""
         depth = asking.depth(self.pids)
         pids = [holder.pid for holder in self.known if holder.driver_state != names.CHECKPOINTED]
         inner = {pid: namespace_pids(pid)[depth] for pid in pids}
-        return Carrier(images, mappings(pids), inner, self.cuda.past_criu)
+        return Carrier(images, mappings(pids), inner, group, journal, self.cuda.past_criu)
 
-    def save_memory(self, journal: Journal) -> dict[str, list[str]]:
+    def save_memory(self) -> dict[str, list[str]]:
         """Move what was on the GPUs into files of the image folder, past CRIU; the sums of their pieces by file name.
 
         The processes stand still from here until `let_go`, which is due when the container has been told to freeze:
@@ -137,23 +138,23 @@ class Suspension:
         """
         if self.carrier is None:
             return {}
-        self.carrier.take(journal, steps.allowance("checkpoint", self.cuda.timeout, self.bytes))
-        depth = asking.depth(self.pids)
+        self.carrier.take(steps.allowance("checkpoint", self.cuda.timeout, self.bytes))
         numbers: dict[int, int] = {}
         beside = []
         for job in self.carrier.taken:
             numbers[job.pid] = number = numbers.get(job.pid, -1) + 1
             regions = tuple((*region,) for region in job.regions)
-            beside.append(inventory.Beside(namespace_pids(job.pid)[depth], number, regions)._asdict())
+            beside.append(inventory.Beside(self.carrier.inner[job.pid], number, regions)._asdict())
         self.description["beside"] = beside
         return {os.path.basename(path): pieces for path, pieces in self.carrier.pieces.items()}
 
-    def let_go(self) -> str:
-        """End what `save_memory` began; why CRIU carries the memory, "" if it doesn't."""
+    def let_go(self, *, frozen: bool) -> str:
+        """End what `save_memory` began; why CRIU carries the memory, "" if it doesn't. `frozen`: the container has been
+        told to freeze; else the processes get everything back first."""
         carrier, self.carrier = self.carrier, None
         if carrier is None:
             return ""
-        carrier.let_go()
+        carrier.let_go(frozen=frozen)
         return carrier.problem
 
     def _down(self) -> None:

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from grit_runtime import process
+from grit_runtime import cgroup, process
 from grit_runtime.checks import refuse
 from grit_runtime.manifest import gpu_memory
 
-from .copying import FILES, Job, put, returned
+from .copying import FILES, Job, mark, put
 from .regions import Region, of
 
 if TYPE_CHECKING:
@@ -38,13 +38,17 @@ class Carrier:
     why there are none, and CRIU has to carry it all.
 
     The files come into `folder`. `before` is what `mappings` gave before the suspension, `inner` the PIDs that the
-    container's own namespace has, `least` the bytes from which on a mapping is worth it.
+    container's own namespace has, `group` the container's, `least` the bytes from which on a mapping is worth it.
     """
 
-    def __init__(self, folder: str, before: Mapping[int, list[Region]], inner: Mapping[int, int], least: int) -> None:
+    def __init__(
+        self, folder: str, before: Mapping[int, list[Region]], inner: Mapping[int, int], group: cgroup.Group,
+        journal: Journal, least: int,
+    ) -> None:  # fmt: skip
         self.taken: list[Job] = []
         self.pieces: dict[str, list[str]] = {}
         self.problem = ""
+        self.inner, self.group, self.journal, self.emptied = inner, group, journal, False
         package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
         start = f"import sys; sys.path.insert(0, {package!r}); from grit_runtime.cuda.carry.carrier import main; main()"
         self.process: subprocess.Popen[bytes] | None = subprocess.Popen(
@@ -52,10 +56,10 @@ class Carrier:
             stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         rows = [{"pid": pid, "inner": inner[pid], "before": before[pid]} for pid in before]
-        self.question = {"folder": folder, "least": least, "processes": rows}
+        self.question = {"folder": folder, "marks": journal.folder, "group": group, "least": least, "processes": rows}
         self.files = [f"{folder}/{gpu_memory(inner[pid], number)}" for pid in before for number in range(FILES)]
 
-    def take(self, journal: Journal, wait: float) -> None:
+    def take(self, wait: float) -> None:
         """Save the memory into files and empty the mappings. The processes stand still until `let_go`. If it can't be
         done in `wait` seconds, or at all, they have everything that they had."""
         end = time.monotonic() + wait
@@ -67,33 +71,40 @@ class Carrier:
         if not rows:
             return
         jobs = [Job(row["pid"], row["path"], tuple(Region(*pair) for pair in row["regions"])) for row in rows]
-        step = journal.add("return-gpu-memory", jobs=to_json(jobs))
+        step = self.journal.add("return-gpu-memory", **self.record(jobs))
+        self.emptied = True
         answer = self._asked("drop", end + wait)
         if "dropped" not in answer:
             self._end(kill=False)
-            journal.undo(step)
+            self.journal.undo(step)
             self._give_up(answer)
             return
         self.taken, self.pieces = jobs, {row["path"]: row["pieces"] for row in rows}
 
-    def let_go(self) -> None:
-        """The processes run on, into the freezer if they were told to freeze. Refuses gpu-carrier-died: then they may
-        have run before that."""
+    def record(self, jobs: Iterable[Job]) -> dict[str, Any]:
+        """The arguments of `put_back`."""
+        rows = [{**job._asdict(), "started": process.started(job.pid)} for job in jobs]
+        pid = self.process.pid if self.process else 0
+        carrier = [pid, process.started(pid)]
+        return {"jobs": rows, "group": self.group, "marks": self.journal.folder, "carrier": carrier}
+
+    def let_go(self, *, frozen: bool) -> None:
+        """The processes run on: into the freezer if the container has been told to freeze, else with all that they had.
+        Refuses gpu-carrier-died: then they may have run before that."""
         carrier = self.process
-        if carrier is not None and self.taken:
+        if carrier is not None and self.taken and frozen:
             with suppress(OSError):
                 self._tell("go")
-        self._end(kill=False)
+        self._end(kill=not self.emptied)
         if carrier is not None and self.taken and carrier.returncode:
             raise refuse("gpu-carrier-died", code=carrier.returncode)
 
     def _give_up(self, answer: dict[str, Any]) -> None:
         self.problem = str(answer.get("problem") or "no answer in time")
-        self._end(kill=True)  # one that saves has changed nothing yet
+        self._end(kill=not self.emptied)
         for path in self.files:
-            for name in (path, returned(path)):
-                with suppress(FileNotFoundError):
-                    os.unlink(name)
+            with suppress(FileNotFoundError):
+                os.unlink(path)
 
     def _asked(self, what: object, end: float) -> dict[str, Any]:
         """The answer to a line; {} when none comes until `end`."""
@@ -128,29 +139,26 @@ class Carrier:
             ended.communicate()  # closes both pipes; one that was told nothing puts back what it took
 
 
-def to_json(jobs: Iterable[Job]) -> list[dict[str, Any]]:
-    """Jobs as a journal keeps them, with each process's start."""
-    return [{**job._asdict(), "started": process.started(job.pid)} for job in jobs]
-
-
-def put_back(rows: Iterable[Mapping[str, Any]], patience: float = 120.0) -> None:
-    """The undo of `Carrier.take`: the processes get back what is in the files. They must not have run meanwhile, so the
-    freezer holds them, or a carrier that has lost its caller: that one puts everything back itself and is waited for.
-    OSError if it can't be done: the processes must not be resumed then."""
-    jobs = []
-    end = time.monotonic() + patience
-    for row in rows:
-        pid = int(row["pid"])
-        while process.runs(pid, row["started"]) and _traced(pid) and time.monotonic() < end:
-            time.sleep(0.02)
-        if process.runs(pid, row["started"]) and not os.path.exists(returned(row["path"])):
-            jobs.append(Job(pid, row["path"], tuple(Region(*pair) for pair in row["regions"])))
-    put(jobs)
-
-
-def _traced(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/status") as lines:
-            return any(line.startswith("TracerPid:") and line.split()[1] != "0" for line in lines)
-    except OSError:
-        return False
+def put_back(jobs: Iterable[Mapping[str, Any]], group: Iterable[Any], marks: str, carrier: tuple[int, str]) -> None:
+    """The undo of `Carrier.take`: the processes get back what is in the files. A carrier that lives on, without its
+    caller, does that itself and marks it; its end is waited for, however long it takes. What it has not done is done
+    with the container frozen, which the undo of the freezing ends. OSError if it can't be done."""
+    while process.runs(*carrier):
+        time.sleep(0.02)
+    left = [
+        row
+        for row in jobs
+        if process.runs(int(row["pid"]), row["started"]) and not os.path.exists(mark(marks, row["path"]))
+    ]
+    if not left:
+        return
+    cgroup.freeze(cgroup.Group(*group), give_up=False)
+    trouble: OSError | None = None
+    for row in left:
+        try:
+            put([Job(int(row["pid"]), row["path"], tuple(Region(*pair) for pair in row["regions"]))])
+        except OSError as error:
+            if process.runs(int(row["pid"]), row["started"]):
+                trouble = error
+    if trouble:
+        raise trouble

@@ -51,9 +51,9 @@ class Part(NamedTuple):
     places: tuple[tuple[int, int], ...]
 
 
-def returned(path: str) -> str:
-    """The file that tells that what is in `path` was put back by the one that took it."""
-    return path + ".returned"
+def mark(folder: str, path: str) -> str:
+    """The file that tells that what is in `path` was put back by the one that took it, or was never taken."""
+    return f"{folder}/returned-{os.path.basename(path)}"
 
 
 def shares(regions: Sequence[Region]) -> list[tuple[Region, ...]]:
@@ -188,10 +188,15 @@ def _all(jobs: Iterable[Job], one: Callable[[Part, memoryview], None]) -> None:
 
     count = min(THREADS, len(os.sched_getaffinity(0)), len(work))
     threads = [threading.Thread(target=some) for _ in range(count - 1)]
+    started = []
     for thread in threads:
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # no more processes: the others do it
+            break
+        started.append(thread)
     some()
-    for thread in threads:
+    for thread in started:
         thread.join()
     if errors:
         raise errors[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Iterable
+from itertools import islice
 from typing import NamedTuple
 
 from grit_runtime import process
@@ -30,8 +31,10 @@ def anonymous(maps: str) -> list[Region]:
     """The private anonymous mappings that can be read and written, from the text of /proc/PID/maps; those that touch
     are one, for the kernel merges and splits them as it likes. The heap and stacks are none."""
     found: list[Region] = []
-    for line in maps.splitlines():
+    for line in maps.split("\n"):  # the kernel escapes no other character that ends a line somewhere
         fields = line.split(None, 5)
+        if len(fields) < 5:
+            continue
         name = fields[5] if len(fields) > 5 else ""
         if fields[1] != "rw-p" or fields[4] != "0" or (name and not name.startswith("[anon:")):
             continue
@@ -46,12 +49,14 @@ def anonymous(maps: str) -> list[Region]:
 
 def new(before: Iterable[Region], after: Iterable[Region]) -> list[Region]:
     """What of `after` is not in `before`; both sorted and without overlaps, as `anonymous` gives them."""
-    olds, found = list(before), []
+    olds, found, place = list(before), [], 0
     for region in after:
         start = region.start
-        for old in olds:
-            if old.end <= start or old.start >= region.end:
-                continue
+        while place < len(olds) and olds[place].end <= start:
+            place += 1
+        for old in islice(olds, place, None):
+            if old.start >= region.end:
+                break
             if old.start > start:
                 found.append(Region(start, old.start - start))
             start = min(old.end, region.end)
@@ -89,8 +94,8 @@ def runs(pages: bytes) -> list[tuple[int, int]]:
 
 def of(pid: int) -> list[Region]:
     """`anonymous` of a process; OSError when it is gone."""
-    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as file:
-        return anonymous(file.read())
+    with open(f"/proc/{pid}/maps", "rb") as file:
+        return anonymous(file.read().decode("latin-1"))
 
 
 def there_in(pid: int, region: Region) -> bytes:

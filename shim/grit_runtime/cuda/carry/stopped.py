@@ -16,7 +16,7 @@ from .copying import LIBC, transfer
 from .regions import Region, there_in
 
 CONT, DETACH, SYSCALL, GETREGS, SETREGS = 7, 17, 24, 12, 13
-SEIZE, INTERRUPT, GETSIGMASK, SETSIGMASK = 0x4206, 0x4207, 0x420A, 0x420B
+SETOPTIONS, SEIZE, INTERRUPT, GETSIGMASK, SETSIGMASK = 0x4200, 0x4206, 0x4207, 0x420A, 0x420B
 O_TRACESYSGOOD, O_SUSPEND_SECCOMP = 0x1, 0x200000
 EVENT_STOP = 128
 IN_SYSCALL_STOP = signal.SIGTRAP | 0x80
@@ -53,6 +53,7 @@ class Stopped:
         self.end = time.monotonic() + patience
         self.threads: list[int] = []
         self.standing: set[int] = set()
+        self.running = False  # the thread that is to make a call
         try:
             while fresh := [tid for tid in self._tasks() if tid not in self.threads]:
                 for tid in fresh:
@@ -68,6 +69,8 @@ class Stopped:
         """Have the process drop regions, MADV_DONTNEED of madvise(2): they are empty afterwards, which is looked at."""
         tid, before = self._in_a_call()
         at = self._instruction()
+        # only now, that it stands still: a running thread must not be without its filter for a moment
+        self._ask(SETOPTIONS, tid, 0, O_TRACESYSGOOD | (O_SUSPEND_SECCOMP if self._filtered(tid) else 0))
         mask = ctypes.c_uint64()
         self._ask(GETSIGMASK, tid, 8, ctypes.addressof(mask))
         everything = ctypes.c_uint64(0xFFFFFFFFFFFFFFFF)
@@ -82,8 +85,11 @@ class Stopped:
         finally:
             # It stands on its way out of a call again, and the end of the tracing wakes it as a signal does: the kernel
             # then begins the interrupted call anew, or ends it, as it would have.
-            self._ask(SETREGS, tid, 0, ctypes.addressof(before))
-            self._ask(SETSIGMASK, tid, 8, ctypes.addressof(mask))
+            self._stand(tid)
+            try:
+                self._ask(SETREGS, tid, 0, ctypes.addressof(before))
+            finally:
+                self._ask(SETSIGMASK, tid, 8, ctypes.addressof(mask))
 
     def let_go(self) -> None:
         """Let every thread run on. One that had not stopped yet does so when this process ends, with the signal that
@@ -101,8 +107,7 @@ class Stopped:
             raise CannotStop(f"process {self.pid} is gone") from None
 
     def _seize(self, tid: int) -> None:
-        options = O_TRACESYSGOOD | (O_SUSPEND_SECCOMP if self._filtered(tid) else 0)
-        if LIBC.ptrace(SEIZE, tid, 0, options) != 0:
+        if LIBC.ptrace(SEIZE, tid, 0, O_TRACESYSGOOD) != 0:
             number = ctypes.get_errno()
             if number == 3 and not os.path.exists(f"/proc/{self.pid}/task/{tid}"):  # ESRCH: it ended meanwhile
                 return
@@ -112,8 +117,8 @@ class Stopped:
 
     def _filtered(self, tid: int) -> bool:
         """Has the thread a seccomp filter, which may end it for a call that is not its own?"""
-        with open(f"/proc/{self.pid}/task/{tid}/status") as lines:
-            return any(line.startswith("Seccomp:") and line.split()[1] != "0" for line in lines)
+        with open(f"/proc/{self.pid}/task/{tid}/status", "rb") as lines:
+            return any(line.startswith(b"Seccomp:") and line.split()[1] != b"0" for line in lines)
 
     def _await_stop(self, tid: int) -> None:
         """Until the thread stands at our interrupt. A signal that comes first is delivered as it would have been."""
@@ -156,11 +161,11 @@ class Stopped:
 
     def _instruction(self) -> int:
         """Where the vdso, which every process has, has a `syscall` instruction."""
-        with open(f"/proc/{self.pid}/maps") as lines:
-            line = next((line for line in lines if line.rstrip().endswith("[vdso]")), "")
-        first, _, last = line.split(" ")[0].partition("-")
-        if not first:
+        with open(f"/proc/{self.pid}/maps", "rb") as lines:
+            found = [fields for line in lines if (fields := line.split())[5:] == [b"[vdso]"]]
+        if not found:
             raise CannotStop(f"process {self.pid} has no vdso")
+        first, _, last = found[0][0].decode().partition("-")
         code = bytearray(int(last, 16) - int(first, 16))
         transfer(LIBC.process_vm_readv, self.pid, int(first, 16), memoryview(code))
         at = code.find(SYSCALL_INSTRUCTION)
@@ -175,13 +180,23 @@ class Stopped:
         ours.rdi, ours.rsi, ours.rdx = arguments
         self._ask(SETREGS, tid, 0, ctypes.addressof(ours))
         self.end = time.monotonic() + 60
-        for _ in ("on its way in", "on its way out"):
+        for way in ("in", "out"):
             self._ask(SYSCALL, tid)
+            self.running = True
             status = self._wait(tid)
-            if os.WSTOPSIG(status) != IN_SYSCALL_STOP:
+            self.running = False
+            self._ask(GETREGS, tid, 0, ctypes.addressof(ours))
+            if os.WSTOPSIG(status) != IN_SYSCALL_STOP or (way == "in" and ours.orig_rax != number):
                 raise CannotStop(f"thread {tid} of process {self.pid} stopped for {os.WSTOPSIG(status)}")
-        self._ask(GETREGS, tid, 0, ctypes.addressof(ours))
         return ctypes.c_int64(ours.rax).value
+
+    def _stand(self, tid: int) -> None:
+        """Wait until the thread stands, however long that takes: it must not run on with our registers."""
+        if self.running:
+            self._ask(INTERRUPT, tid)
+            self.end = float("inf")
+            self._wait(tid)
+            self.running = False
 
     def _ask(self, request: int, tid: int, address: int = 0, data: int = 0) -> None:
         if LIBC.ptrace(request, tid, address, data) != 0:
