@@ -213,6 +213,25 @@ def test_a_caller_that_dies_before_anything_is_dropped(program: Program, journal
     assert program.ask() == WELL
 
 
+def test_a_caller_that_dies_while_it_is_saved() -> None:
+    """The carrier ends at once, however long the saving takes, and the processes run on with it; else it stays."""
+    code = (
+        "import sys, time; from grit_runtime.cuda.carry.carrier import _Leaving\n"
+        "with _Leaving(): print(flush=True); time.sleep(float(sys.argv[1]))\n"
+        "print(sys.stdin.read())"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    for seconds, expected in ((60, 1), (0, 0)):
+        child = subprocess.Popen([sys.executable, "-c", code, str(seconds)], stdin=subprocess.PIPE,
+                                 stdout=subprocess.PIPE, env=env)  # fmt: skip
+        assert child.stdout is not None and child.stdin is not None
+        child.stdout.readline()
+        time.sleep(0.2)
+        child.stdin.close()
+        assert child.wait(10) == expected
+        child.stdout.close()
+
+
 def test_a_carrier_that_dies_is_made_up_for(program: Program, journal: Journal, tmp_path: Path) -> None:
     """Killed when the memory is gone from the process, which is frozen by then."""
     one = carrier(program, tmp_path, journal)

@@ -51,20 +51,21 @@ class _Leaving:
     """While nothing is taken yet, a caller that dies ends us at once: its guardian needs the processes running."""
 
     def __enter__(self) -> None:
-        self.done = threading.Event()
+        self.end, self.over = os.pipe()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
 
     def __exit__(self, *_: object) -> None:
-        self.done.set()
+        os.close(self.over)
         self.thread.join()
+        os.close(self.end)
 
     def _watch(self) -> None:
         poll = select.poll()
-        poll.register(0, 0)  # POLLHUP alone
-        while not self.done.is_set():
-            if poll.poll(50):
-                os._exit(1)
+        poll.register(0, 0)  # that the other end is closed is always told
+        poll.register(self.end, 0)
+        if 0 in dict(poll.poll()):
+            os._exit(1)
 
 
 def _save(asked: dict[str, Any], held: list[Stopped]) -> tuple[list[Job], dict[str, list[str]]]:
