@@ -132,6 +132,26 @@ def test_no_room_for_it_is_no_worse_than_criu(node: Node, job: Job) -> None:
     assert any("No space" in note for note in records(node, "gpu-past")[-1]["notes"])
 
 
+def test_memory_that_is_owed_is_not_dumped_without(node: Node, job: Job) -> None:
+    """While an earlier operation could not give memory back, a checkpoint would lack it: refused until it is done."""
+    job.intact()
+    folder, images = "/run/grit-runtime/op/checkpoint-owed-1", f"{BASE}/past-owed"
+    path = f"{BASE}/elsewhere/gpu-7-0.mem"
+    row = {"pid": int(job.pids()[-1]), "path": path, "regions": [], "started": "1"}
+    arguments = {"jobs": [row], "group": ["/", 2], "marks": folder, "carrier": [0, ""]}
+    step = {"step": 1, "undo": "return-gpu-memory", "args": arguments}
+    node.run(["mkdir", "-p", folder])
+    node.write(f"{folder}/journal", json.dumps(step) + "\n")
+    try:
+        done = node.run([*CALL, images, "gpu-past"], check=False, timeout=120)
+        assert "gpu-memory-owed" in done.stderr and path in done.stderr
+    finally:
+        node.run(["rm", "-r", folder])
+    job.intact()
+    node.run([*CALL, images, "--leave-running", "gpu-past"], timeout=120)
+    job.intact()
+
+
 @pytest.mark.parametrize("paused", [False, True])
 def test_killed_when_it_is_out(node: Node, job: Job, paused: bool) -> None:
     """SIGKILL while the processes lack their memory: the guardian brings it back before they run."""
