@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 
 def stat_of(pid: int) -> list[str]:
@@ -16,14 +17,20 @@ def stat_of(pid: int) -> list[str]:
 
 def namespace_pids(pid: int) -> list[int]:
     """A process's PIDs in its namespaces, ours first (NSpid of /proc/PID/status); empty when it is gone."""
-    try:
-        with open(f"/proc/{pid}/status", "rb") as file:
-            for line in file:
-                if line.startswith(b"NSpid:"):
-                    return [int(number) for number in line.split()[1:]]
-    except OSError:
-        pass
-    return []
+    return [int(number) for number in _status(pid, b"NSpid:")]
+
+
+def inner_pids(pids: Iterable[int]) -> dict[int, int]:
+    """{host pid: pid in the container}. The container's pid namespace is that of the process least deep in NSpid, so a
+    process in a namespace nested inside still gets the number by which the container's init knows it."""
+    chains = {pid: chain for pid in pids if (chain := namespace_pids(pid))}
+    depth = min((len(chain) for chain in chains.values()), default=0)
+    return {pid: chain[depth - 1] for pid, chain in chains.items()}
+
+
+def host_pids(pids: Iterable[int]) -> dict[int, int]:
+    """{pid in the container: host pid}, the other way round."""
+    return {inner: host for host, inner in inner_pids(pids).items()}
 
 
 def started(pid: int) -> str:
@@ -40,14 +47,8 @@ def runs(pid: int, start: str) -> bool:
 
 def anonymous_bytes(pid: int) -> int:
     """The anonymous memory that a process has (RssAnon of /proc/PID/status); 0 when it is gone."""
-    try:
-        with open(f"/proc/{pid}/status", "rb") as file:
-            for line in file:
-                if line.startswith(b"RssAnon:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0
+    words = _status(pid, b"RssAnon:")
+    return int(words[0]) * 1024 if words else 0
 
 
 def tree(pid: int) -> list[int]:
@@ -68,5 +69,14 @@ def tree(pid: int) -> list[int]:
 def _names(path: str) -> list[str]:
     try:
         return os.listdir(path)
+    except OSError:
+        return []
+
+
+def _status(pid: int, name: bytes) -> list[bytes]:
+    """The words behind `name` in /proc/PID/status; empty when there is no such line, or the process is gone."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            return next((line.split()[1:] for line in file if line.startswith(name)), [])
     except OSError:
         return []

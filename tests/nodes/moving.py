@@ -228,10 +228,10 @@ def low_level(node: Node, script: str | None = None, *, runtime: str = "") -> It
     if script:
         case = f'case " $* " in *" checkpoint "*|*" restore "*) {script};; esac'
         node.write(program, f'#!/bin/sh\n{case}\nexec runc "$@"\n', 0o755)
-    text = node.path("/etc/nvidia-container-runtime/config.toml").read_text()
+    text = node.path(CHAIN).read_text()
     text = re.sub(r"runtimes = .*", f'runtimes = ["{program}"]', text)
     try:
-        with changed(node, "/etc/nvidia-container-runtime/config.toml", text):
+        with changed(node, CHAIN, text):
             yield
     finally:
         if script:
@@ -239,12 +239,11 @@ def low_level(node: Node, script: str | None = None, *, runtime: str = "") -> It
 
 
 @contextlib.contextmanager
-def chain_ends_with(node: Node, low: str) -> Iterator[None]:
-    """Have the NVIDIA runtime of a node call `low`, runc or crun, for a while."""
-    before = node.path(CHAIN).read_text()
-    node.write(CHAIN, re.sub("(?m)^runtimes = .*", f'runtimes = ["{low}"]', before))
+def small(node: Node, options: str) -> Iterator[str]:
+    """A folder for images in a tmpfs of its own, mounted with `options` for a while."""
+    node.run(["mkdir", "-p", "/run/small"])
+    node.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", "/run/small"])
     try:
-        assert low in node.run(["grit-runtime", "--version"]).stdout
-        yield
+        yield "/run/small/images"
     finally:
-        node.write(CHAIN, before)
+        node.run(["umount", "/run/small"])

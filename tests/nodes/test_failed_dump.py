@@ -19,6 +19,7 @@ from tests.nodes.moving import (
     nothing_remains,
     reason,
     record,
+    small,
     well,
 )
 from tests.testbed import CommandFailed, Container, Node, Testbed
@@ -67,31 +68,19 @@ def status(container: Container) -> str:
     return str(json.loads(state)["status"])
 
 
-def tmpfs(node: Node, options: str) -> str:
-    node.run(["mkdir", "-p", "/run/small"])
-    node.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", "/run/small"])
-    return "/run/small/images"
-
-
 def test_unwritable_folder(container: Container) -> None:
-    folder = tmpfs(container.node, "ro")
-    try:
+    with small(container.node, "ro") as folder:
         done = dump(container, folder)
-    finally:
-        container.node.run(["umount", "/run/small"])
     assert done.returncode == 1 and reason(done.stderr) == "images-unwritable"
 
 
 def test_full_disk(container: Container) -> None:
     """Of all that CRIU wrote nothing stays, so there is room again."""
-    folder = tmpfs(container.node, "size=2m")
-    try:
+    with small(container.node, "size=2m") as folder:
         with pytest.raises(CommandFailed) as failure:
             container.checkpoint(folder)
         assert reason(str(failure.value)) == "dump-failed", failure.value
         assert container.node.run(["sh", "-c", f"ls {folder}/*.img || true"]).stdout == ""
-    finally:
-        container.node.run(["umount", "/run/small"])
     kept = record(container.node, NAME)
     assert (kept["result"], kept["reason"], kept["logs"]) == ("failed", "dump-failed", ["dump.log"])
 
@@ -100,14 +89,11 @@ def test_full_disk_for_the_layer_alone(container: Container) -> None:
     """The rw layer comes after the images: when it doesn't fit, the checkpoint is none."""
     node = container.node
     container.path("/data/upper/large").write_bytes(b"x" * (40 << 20))
-    folder = tmpfs(node, "size=40m")
-    try:
+    with small(node, "size=40m") as folder:
         done = dump(container, folder)
         assert done.returncode == 1 and reason(done.stderr).startswith("layer-"), done.stderr
         assert not node.path(f"{folder}/grit.json").exists()
         assert node.run(["sh", "-c", f"ls {folder}/*.img {folder}/*.tar || true"]).stdout == ""
-    finally:
-        node.run(["umount", "/run/small"])
         container.path("/data/upper/large").unlink()
 
 

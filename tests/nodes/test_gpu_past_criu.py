@@ -13,7 +13,7 @@ from tests.gpu.simulation import MIB
 from tests.gpu.simulation.onnode import OnNode
 from tests.nodes.cri.kept import records
 from tests.nodes.gpujob import BASE, Job, checkpoint, gates, start
-from tests.nodes.moving import chain_ends_with
+from tests.nodes.moving import low_level, small
 from tests.testbed import Node
 from tests.testbed.node import CommandFailed, until
 
@@ -46,6 +46,14 @@ def in_criu(node: Node, base: str) -> int:
 def left(folder: str, node: Node) -> list[str]:
     """What is in an image folder, but for CRIU's log."""
     return [path.name for path in node.path(folder).iterdir() if path.name != "dump.log"]
+
+
+def does_not_fit(node: Node, size: str) -> None:
+    """A checkpoint into a file system of that size fails, and leaves nothing there but its log."""
+    with small(node, size) as folder:
+        done = node.run([*CALL, folder, "gpu-past"], check=False, timeout=120)
+        assert "dump-failed" in done.stderr
+        assert left(folder, node) == []
 
 
 @pytest.fixture
@@ -89,7 +97,8 @@ def test_left_running_it_has_its_memory_again(gpus: dict[str, OnNode], node: Nod
 
 def test_with_crun_at_the_end_of_the_chain(gpus: dict[str, OnNode], node_b: Node) -> None:
     """crun moves the tasks into their group when CRIU is done, and has deleted the container with its dump."""
-    with chain_ends_with(node_b, "crun"):
+    with low_level(node_b, runtime="crun"):
+        assert "crun" in node_b.run(["grit-runtime", "--version"]).stdout
         first = start(gpus[node_b.name], "gpu-past", size=SIZE, processes=2)
         base = checkpoint(first, leave_running=True)
         ticks = first.intact()
@@ -105,14 +114,7 @@ def test_with_crun_at_the_end_of_the_chain(gpus: dict[str, OnNode], node_b: Node
 def test_a_failed_dump_gives_it_back(node: Node, job: Job) -> None:
     """There is room for the memory and none for CRIU's images: the container runs on, and the folder is empty."""
     ticks = job.intact()
-    node.run(["mkdir", "-p", "/run/small"])
-    node.run(["mount", "-t", "tmpfs", "-o", f"size={2 * SIZE // MIB + 6}m", "tmpfs", "/run/small"])
-    try:
-        done = node.run([*CALL, "/run/small/images", "gpu-past"], check=False, timeout=120)
-        assert "dump-failed" in done.stderr
-        assert left("/run/small/images", node) == []
-    finally:
-        node.run(["umount", "/run/small"])
+    does_not_fit(node, f"size={2 * SIZE // MIB + 6}m")
     assert job.intact() > ticks
     assert "save" in records(node, "gpu-past")[-1]["phases"]
 
@@ -120,14 +122,7 @@ def test_a_failed_dump_gives_it_back(node: Node, job: Job) -> None:
 def test_no_room_for_it_is_no_worse_than_criu(node: Node, job: Job) -> None:
     """Then CRIU has to carry it, and finds no room either: the record tells both."""
     job.intact()
-    node.run(["mkdir", "-p", "/run/small"])
-    node.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE // MIB}m", "tmpfs", "/run/small"])
-    try:
-        done = node.run([*CALL, "/run/small/images", "gpu-past"], check=False, timeout=120)
-        assert "dump-failed" in done.stderr
-        assert left("/run/small/images", node) == []
-    finally:
-        node.run(["umount", "/run/small"])
+    does_not_fit(node, f"size={SIZE // MIB}m")
     job.intact()
     assert any("No space" in note for note in records(node, "gpu-past")[-1]["notes"])
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.nodes.moving import chain_ends_with
+from tests.nodes.moving import low_level
 from tests.testbed import Node, Testbed, until
 
 BUNDLE = "/tmp/shell-bundle"
@@ -25,7 +25,9 @@ COUNT = "trap 'exit 7' TERM INT; i=0; while :; do i=$((i+1)); echo $i; /bin/busy
 def node(request: pytest.FixtureRequest, testbed: Testbed) -> Iterator[Node]:
     """Each node with runc at the chain's end, and the one whose cgroups crun can use with crun."""
     here = testbed.a if request.param == "node-a" else testbed.b
-    with chain_ends_with(here, "crun") if request.param.endswith("crun") else nullcontext():
+    with low_level(here, runtime="crun") if request.param.endswith("crun") else nullcontext():
+        if request.param.endswith("crun"):
+            assert "crun" in here.run(["grit-runtime", "--version"]).stdout
         yield here
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from grit_runtime import cgroup
+from grit_runtime import cgroup, manifest
 from grit_runtime.checks import Refusal
 from grit_runtime.cuda.carry import client, copying, regions
 from grit_runtime.cuda.carry.regions import Region
@@ -155,7 +155,7 @@ def test_memory_leaves_and_comes_back(program: Program, journal: Journal, tmp_pa
         cgroup.freeze(program.group)
         assert not program.has(list(job.regions))
         assert os.stat(job.path).st_size == job.size
-        assert len(one.pieces[job.path]) == -(-job.size // copying.PIECE)
+        assert len(one.pieces[job.path]) == -(-job.size // manifest.PIECE)
         client.put_back(**one.record(one.taken))
         os.unlink(job.path)
         assert program.masks() == {0}
@@ -206,7 +206,7 @@ def test_a_caller_that_dies_before_anything_is_dropped(program: Program, journal
     assert one.process is not None and one.process.stdin is not None
     one.process.stdin.close()
     one.process.wait(10)
-    jobs = [copying.Job(row["pid"], row["path"], tuple(Region(*pair) for pair in row["regions"])) for row in rows]
+    jobs = [copying.job(row) for row in rows]
     for job in jobs:
         Path(job.path).write_bytes(bytes(job.size))
     client.put_back(**one.record(jobs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from grit_runtime import manifest
 from grit_runtime.checks import Refusal
 from grit_runtime.cuda import inventory
 from grit_runtime.cuda.carry import copying
@@ -59,7 +60,7 @@ def test_pages_that_are_there() -> None:
 
 def test_the_file_in_pieces() -> None:
     """Regions lie in the file one after the other; a piece may have the end of one and the beginning of the next."""
-    piece = copying.PIECE
+    piece = manifest.PIECE
     job = copying.Job(1, "f", (Region(0, piece + 4096), Region(1 << 30, 2 * piece)))
     found = copying.parts(job)
     assert [part.offset for part in found] == [0, piece, 2 * piece, 3 * piece]
@@ -70,7 +71,7 @@ def test_the_file_in_pieces() -> None:
 
 def test_a_process_has_several_files() -> None:
     """As many as can be written at the same time, in whole pieces, without gaps; a small one has one."""
-    share, piece = copying.SHARE, copying.PIECE
+    share, piece = copying.SHARE, manifest.PIECE
     assert copying.shares([Region(0, 8 * 4096)]) == [(Region(0, 8 * 4096),)]
     regions = [Region(0, 3 * share + 4096), Region(1 << 40, 9 * share)]
     found = copying.shares(regions)

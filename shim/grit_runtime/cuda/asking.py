@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from grit_runtime.checks import refuse
-from grit_runtime.process import namespace_pids
 
 from . import client, hugepages, inventory, names
 from .holders import Holder
@@ -67,8 +66,3 @@ def told(helper: client.Helper, question: str) -> dict[str, Any]:
     if problem:
         raise refuse("nvml-missing", why=problem)
     return answer
-
-
-def depth(pids: Iterable[int]) -> int:
-    """How deep the container's own PID namespace lies below ours; its children may have deeper ones of their own."""
-    return min((len(chain) for pid in pids if (chain := namespace_pids(pid))), default=1) - 1

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 from grit_runtime import checks
 
 from .carry.copying import FILES
+from .carry.regions import PAGE
 
 UUID = re.compile(r"GPU-[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 NODE = re.compile(r"nvidia([0-9]+)")
 MOST_GPUS, MOST_PROCESSES, MOST_REGIONS = 1024, 1 << 22, 1 << 16
-PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Gpu(NamedTuple):

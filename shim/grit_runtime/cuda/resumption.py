@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from grit_runtime import manifest
 from grit_runtime.checks import Refusal, refuse
-from grit_runtime.process import namespace_pids
+from grit_runtime.process import host_pids
 
 from . import asking, client, inventory, limits, suspend
 from .carry.copying import Job, put
@@ -59,7 +59,7 @@ class Resumption:
         gpu-process-missing and gpu-memory-unreturned."""
         if self.part is None or not self.part.beside:
             return
-        by_inner = _by_inner(list(pids))
+        by_inner = host_pids(pids)
         jobs = []
         for one in self.part.beside:
             if one.pid not in by_inner:
@@ -112,7 +112,7 @@ def resume_restored(
     """`Resumption.resume` from its JSON, in another process."""
     if not facts:
         return []
-    by_inner = _by_inner(list(pids))
+    by_inner = host_pids(pids)
     found: dict[int, inventory.Process] = {}
     for row in facts["processes"]:
         process = inventory.Process(*row)
@@ -127,12 +127,6 @@ def resume_restored(
     phases = suspend.resume(record, helper)
     lower([*facts["limits"], *limits.originals(next(iter(found)), facts["original"])])
     return phases
-
-
-def _by_inner(pids: list[int]) -> dict[int, int]:
-    """The host's PIDs by those that the container's own namespace has."""
-    depth = asking.depth(pids)
-    return {chain[depth]: pid for pid in pids if len(chain := namespace_pids(pid)) > depth}
 
 
 def lower(record: Iterable[Iterable[Any]]) -> None:

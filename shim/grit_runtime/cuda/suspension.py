@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from grit_runtime import cgroup
 from grit_runtime.checks import Refusal, refuse
-from grit_runtime.process import anonymous_bytes, namespace_pids
+from grit_runtime.process import anonymous_bytes, inner_pids
 
 from . import asking, client, holders, inventory, limits, names, steps, suspend
 from .carry.client import Carrier, mappings
@@ -125,10 +125,8 @@ class Suspension:
 
     def _carrier(self, images: str, group: cgroup.Group, journal: Journal) -> Carrier:
         """Started before the suspension: it must know what the processes had until then."""
-        depth = asking.depth(self.pids)
         pids = [holder.pid for holder in self.known if holder.driver_state != names.CHECKPOINTED]
-        inner = {pid: namespace_pids(pid)[depth] for pid in pids}
-        return Carrier(images, mappings(pids), inner, group, journal, self.cuda.past_criu)
+        return Carrier(images, mappings(pids), inner_pids(self.pids), group, journal, self.cuda.past_criu)
 
     def save_memory(self) -> dict[str, list[str]]:
         """Move what was on the GPUs into files of the image folder, past CRIU; the sums of their pieces by file name.
@@ -169,9 +167,9 @@ class Suspension:
 
     def _describe(self) -> dict[str, Any]:
         """The GPU part of the manifest; PIDs as the container's own namespace has them."""
-        depth = asking.depth(self.pids)
+        inner = inner_pids(self.pids)
         processes = tuple(
-            inventory.Process(namespace_pids(holder.pid)[depth], int(holder.driver_state or 0), holder.bytes)
+            inventory.Process(inner[holder.pid], int(holder.driver_state or 0), holder.bytes)
             for holder in self.known
         )
         part = inventory.Part(self.driver, self.version, tuple(self.gpus), processes, self.bytes, 0, ())

@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from grit_runtime.process import namespace_pids
+from grit_runtime.process import inner_pids
 
 from . import fdinfo
 from .record import Group, Holder, Instance, Record
@@ -37,14 +37,6 @@ def links(pids: Iterable[int]) -> dict[Place, str]:
         finally:
             os.close(folder)
     return found
-
-
-def inner_pids(pids: Iterable[int]) -> dict[int, int]:
-    """{host pid: pid in the container}. The container's pid namespace is that of the process least deep in NSpid, so a
-    process in a namespace nested inside still gets the number by which the container's init knows it."""
-    chains = {pid: chain for pid in pids if (chain := namespace_pids(pid))}
-    depth = min((len(chain) for chain in chains.values()), default=0)
-    return {pid: chain[depth - 1] for pid, chain in chains.items()}
 
 
 def group(places: Sequence[Place], order: Callable[[Place, Place], int]) -> list[list[Place]]:

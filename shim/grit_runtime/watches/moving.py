@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from grit_runtime.process import host_pids
+
 from . import fanotify, inotify, timers
-from .finding import FANOTIFY, INOTIFY, inner_pids
+from .finding import FANOTIFY, INOTIFY
 from .opening import Root
 from .record import Group, Holder, Instance, Problem, Record
 from .syscalls import pidfd_getfd
@@ -35,11 +37,6 @@ def descriptor(holders: Sequence[Holder], hosts: dict[int, int], link: str) -> i
     return None
 
 
-def hosts_of(pids: Sequence[int]) -> dict[int, int]:
-    """{in-container pid: host pid}."""
-    return {inner: host for host, inner in inner_pids(pids).items()}
-
-
 def detach(record: Record) -> Record:
     """Take all watches and marks of a frozen container away and empty the queues. `record` comes from `settle`.
 
@@ -48,7 +45,7 @@ def detach(record: Record) -> Record:
     `watches-detach-failed` or `fanotify-permission-pending` tells the first error. Pass the result, or `record`
     itself, to `reattach`.
     """
-    hosts = hosts_of(record.pids)
+    hosts = host_pids(record.pids)
     fanotify.require_answered(record, hosts, descriptor)
     done_inotify: list[Instance] = []
     done_fanotify: list[Group] = []
@@ -91,7 +88,7 @@ def reattach(record: Record, pids: Sequence[int]) -> list[Problem]:
 
     The record may come from a stranger: paths are opened below the container's root, without following links.
     """
-    hosts = hosts_of(pids)
+    hosts = host_pids(pids)
     problems: list[Problem] = []
     root = Root(hosts, record.init)
     try:
@@ -121,7 +118,7 @@ def reattach(record: Record, pids: Sequence[int]) -> list[Problem]:
 def rearm(record: Record, pids: Sequence[int]) -> list[Problem]:
     """After a restore, tasks still stopped: set periodic timers that died in it going again. Times go on from where
     they were at the dump, as with CRIU; a timer set to wall-clock time keeps to its wall-clock raster."""
-    return timers.rearm(record, hosts_of(pids), descriptor)
+    return timers.rearm(record, host_pids(pids), descriptor)
 
 
 def _gone(holders: Sequence[Holder], what: str) -> Problem:

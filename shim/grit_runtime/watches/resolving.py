@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from grit_runtime.beneath import open_in_root
+from grit_runtime.process import host_pids, inner_pids
 
 from . import finding, mounttable
 from .manifest import too_many
@@ -101,7 +102,7 @@ def resolve(record: Record, init: int, limit: float = SEARCH_SECONDS, frozen: bo
     if left:
         deadline = time.monotonic() + limit
         listing = finding.links(record.pids or (init,))
-        inner = finding.inner_pids(record.pids or (init,))
+        inner = inner_pids(record.pids or (init,))
         reading = not (frozen and finding.permission_groups(record))
         paths.update(_by_descriptor(left, listing, inner, mounts))
         left -= paths.keys()
@@ -120,7 +121,7 @@ def resolve(record: Record, init: int, limit: float = SEARCH_SECONDS, frozen: bo
             if number >= 0:
                 paths.update((target, (path, number)) for target, path in search.found.items())
             left -= paths.keys()
-    init_inner = finding.inner_pids(record.pids or (init,)).get(init, record.init)
+    init_inner = inner_pids(record.pids or (init,)).get(init, record.init)
     return with_paths(record, paths, mounts)._replace(init=init_inner)
 
 
@@ -221,7 +222,7 @@ def settle(
 
 
 def _confirmed(old: Paths, init: int, pids: Sequence[int], mounts: dict[int, mounttable.Mount]) -> Paths:
-    hosts = {inner: host for host, inner in finding.inner_pids(pids).items()}
+    hosts = host_pids(pids)
     views: dict[int, Search] = {}
     good: Paths = {}
     try:

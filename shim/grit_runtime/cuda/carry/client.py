@@ -16,7 +16,7 @@ from grit_runtime import cgroup, process
 from grit_runtime.checks import refuse
 from grit_runtime.manifest import gpu_memory
 
-from .copying import FILES, Job, mark, put
+from .copying import FILES, Job, job, mark, put
 from .regions import Region, of
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Carrier:
         rows = answer["saved"]
         if not rows:
             return
-        jobs = [Job(row["pid"], row["path"], tuple(Region(*pair) for pair in row["regions"])) for row in rows]
+        jobs = [job(row) for row in rows]
         step = self.journal.add("return-gpu-memory", **self.record(jobs))
         self.emptied = True
         answer = self._asked("drop", end + wait)
@@ -83,7 +83,7 @@ class Carrier:
 
     def record(self, jobs: Iterable[Job]) -> dict[str, Any]:
         """The arguments of `put_back`."""
-        rows = [{**job._asdict(), "started": process.started(job.pid)} for job in jobs]
+        rows = [{**one._asdict(), "started": process.started(one.pid)} for one in jobs]
         pid = self.process.pid if self.process else 0
         carrier = [pid, process.started(pid)]
         return {"jobs": rows, "group": self.group, "marks": self.journal.folder, "carrier": carrier}
@@ -156,7 +156,7 @@ def put_back(jobs: Iterable[Mapping[str, Any]], group: Iterable[Any], marks: str
     trouble: OSError | None = None
     for row in left:
         try:
-            put([Job(int(row["pid"]), row["path"], tuple(Region(*pair) for pair in row["regions"]))])
+            put([job(row)])
         except OSError as error:
             if process.runs(int(row["pid"]), row["started"]):
                 trouble = error

@@ -7,12 +7,13 @@ import mmap
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from grit_runtime.manifest import PIECE
 
 from .regions import Region
 
-PIECE = 4 << 20  # as the manifest's sums have it
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 OLD = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 THREADS = 16
@@ -41,6 +42,11 @@ class Job(NamedTuple):
     @property
     def size(self) -> int:
         return sum(region.size for region in self.regions)
+
+
+def job(row: Mapping[str, Any]) -> Job:
+    """A job from the JSON of its `_asdict`."""
+    return Job(int(row["pid"]), row["path"], tuple(Region(*pair) for pair in row["regions"]))
 
 
 class Part(NamedTuple):
